@@ -1,0 +1,31 @@
+"""fastdit makes diffusion transformers fast. The public names are loaded when first used."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "FastDiTPipeline": "fastdit.pipelines",
+    "accelerate": "fastdit.pipelines",
+    "restore": "fastdit.pipelines",
+    "Recipe": "fastdit.pipelines",
+    "TokenMerging": "fastdit.methods.token_merging",
+    "NothingAccelerated": "fastdit.core.errors",
+}
+__all__ = ["FastDiTPipeline", "NothingAccelerated", "Recipe", "TokenMerging", "accelerate", "restore"]
+
+if TYPE_CHECKING:
+    from fastdit.core.errors import NothingAccelerated
+    from fastdit.methods.token_merging import TokenMerging
+    from fastdit.pipelines import FastDiTPipeline, Recipe, accelerate, restore
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'fastdit' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

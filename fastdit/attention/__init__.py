@@ -1,0 +1,1 @@
+"""Attention calls: the processor wrapper and what it may do to a call."""

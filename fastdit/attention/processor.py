@@ -1,0 +1,76 @@
+"""The processor wrapper: the one place where fastdit bends an attention call (seam 3).
+
+It keeps the host's own processor and calls it. Before the call it may reduce tokens and rotary rows; around the call it
+may replace the single scaled-dot-product call that the original makes; after it, it restores the tokens. Projections,
+norms, rotary embedding and text handling stay the host's own.
+"""
+
+import functools
+import inspect
+from typing import Any
+
+import torch
+
+from fastdit.attention.reduced import attend
+from fastdit.attention.tokens import TokenStep
+from fastdit.models.base import Rotary
+
+
+class ProcessorWrapper:
+    """Calls the original processor; `tokens` is this forward's token step, or None to pass through."""
+
+    names: tuple[str, ...] = ()  # the original's positional argument names after the attention module
+
+    def __init__(self, original: Any, rotary: Rotary | None) -> None:
+        self.original, self.rotary = original, rotary
+        self.tokens: TokenStep | None = None
+
+    def run(self, attn: Any, args: tuple, kwargs: dict) -> Any:
+        if self.tokens is None:
+            return self.original(attn, *args, **kwargs)
+        arguments = {**dict(zip(self.names, args, strict=False)), **kwargs}
+        return attend(functools.partial(self.original, attn), arguments, self.tokens, self.rotary, self.describe)
+
+    def describe(self) -> str:
+        backend = getattr(self.original, "_attention_backend", None)
+        return f"{type(self.original).__name__} with attention backend {getattr(backend, 'value', backend) or 'native'}"
+
+    # diffusers writes these two onto the installed processor; they belong to the original.
+    @property
+    def _attention_backend(self) -> Any:
+        return self.original._attention_backend
+
+    @_attention_backend.setter
+    def _attention_backend(self, value: Any) -> None:
+        self.original._attention_backend = value
+
+    @property
+    def _parallel_config(self) -> Any:
+        return self.original._parallel_config
+
+    @_parallel_config.setter
+    def _parallel_config(self, value: Any) -> None:
+        self.original._parallel_config = value
+
+
+@functools.cache
+def _wrapper_class(original: type) -> type[ProcessorWrapper]:
+    """A wrapper whose `__call__` shows the original's signature: hosts filter keyword arguments by it."""
+    signature = inspect.signature(original.__call__)
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    names = tuple(name for name, p in signature.parameters.items() if p.kind in positional)[2:]
+
+    def call(self: ProcessorWrapper, attn: Any, *args: Any, **kwargs: Any) -> Any:
+        return self.run(attn, args, kwargs)
+
+    call.__signature__ = signature  # type: ignore[attr-defined]
+    return type(f"Fast{original.__name__}", (ProcessorWrapper,), {"__call__": call, "names": names})
+
+
+def wrap(original: Any, rotary: Rotary | None) -> ProcessorWrapper:
+    """A wrapper around a processor; ValueError for processors that are modules with weights of their own."""
+    if isinstance(original, torch.nn.Module):
+        raise ValueError(
+            f"{type(original).__name__} holds weights (an IP-Adapter): unload the adapter before accelerating this model"
+        )
+    return _wrapper_class(type(original))(original, rotary)

@@ -1,0 +1,96 @@
+"""The step clock: which run, which step, which pass, and how much noise.
+
+The scheduler instance's `set_timesteps` (a run starts) and `step` (a step ends) are the only source of time. Counting
+forwards would be wrong (one or two passes a step, two transformers in Wan 2.2), watching the timestep too (Heun
+repeats it). All schedules of fastdit run on `noise` in [0, 1], so that 10 and 50 steps see the same setting.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from fastdit.core.ledger import PatchLedger
+
+
+def noise_levels(scheduler: Any) -> list[float]:
+    """Noise in [0, 1] of every `scheduler.step` call to come: the flow sigma, or s / (1 + s) of a VP model.
+
+    s = sqrt((1 - abar) / abar) is the noise-to-signal ratio. Reads `timesteps`, `sigmas` and `alphas_cumprod`.
+    """
+    timesteps = torch.as_tensor(scheduler.timesteps)
+    abar = getattr(scheduler, "alphas_cumprod", None)
+    flow = scheduler.config.get("use_flow_sigmas", False) or "flow" in scheduler.config.get("prediction_type", "")
+    if abar is None or flow:
+        return [float(sigma) for sigma in scheduler.sigmas[: len(timesteps)]]
+    return vp_noise(abar, timesteps)
+
+
+def vp_noise(alphas_cumprod: torch.Tensor, timesteps: torch.Tensor) -> list[float]:
+    """s / (1 + s) at each timestep of a variance-preserving model, timesteps rounded to the training grid."""
+    index = timesteps.round().long().clamp(0, len(alphas_cumprod) - 1).to(alphas_cumprod.device)
+    abar = alphas_cumprod[index].double()
+    s = ((1 - abar) / abar).sqrt()
+    return (s / (1 + s)).tolist()
+
+
+class _Replacement:
+    """A scheduler method replaced on the instance: calls the original and tells the clock. Refuses to be copied."""
+
+    def __init__(self, original: Callable[..., Any], after: Callable[[], None]) -> None:
+        functools.update_wrapper(self, original)
+        self._original, self._after = original, after
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        result = self._original(*args, **kwargs)
+        self._after()
+        return result
+
+    def __deepcopy__(self, memo: dict) -> Any:
+        raise RuntimeError(
+            "this pipeline deep-copies its scheduler while fastdit's clock is on it; the copy would step the original. "
+            "Run it under `pipe.dense()` or restore() it"
+        )
+
+
+class StepClock:
+    """Time of one run: `step_index`, `num_steps`, `pass_index` within the step, and `noise`."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        self.levels: Sequence[float] = ()
+        self.step_index = 0
+        self.pass_index = -1  # no forward of this step was seen yet
+        self.open = False
+
+    @property
+    def num_steps(self) -> int:
+        return len(self.levels)
+
+    @property
+    def noise(self) -> float | None:
+        """Noise of the step under way, or None where no run is open."""
+        if not self.open or not self.levels:
+            return None
+        return self.levels[min(self.step_index, len(self.levels) - 1)]
+
+    def install(self, scheduler: Any, ledger: PatchLedger) -> None:
+        """Put the clock on a scheduler instance, through the ledger."""
+
+        def start() -> None:
+            self.reset()
+            self.levels, self.open = noise_levels(scheduler), True
+
+        def end_step() -> None:
+            self.step_index += 1
+            self.pass_index = -1
+
+        for name, after in (("set_timesteps", start), ("step", end_step)):
+            ledger.set_attribute(scheduler, name, _Replacement(getattr(scheduler, name), after), f"scheduler.{name}")
+
+    def next_pass(self) -> None:
+        """A transformer forward begins: the first of a step is pass 0, a second (guidance in two passes) is 1."""
+        self.pass_index += 1

@@ -1,0 +1,88 @@
+"""What a run executed: steps, evaluations, seconds, memory, MACs, and what each method did."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass
+class MethodReport:
+    """What one method did in a run; `reason` says why it did nothing, where it did nothing."""
+
+    layers: int = 0
+    calls: int = 0
+    density: float | None = None
+    backend: str = ""
+    reason: str = ""
+    _rows: float = field(default=0.0, repr=False)
+
+    def book(self, calls: int, density: float) -> None:
+        """Add `calls` layer calls at a share `density` of the tokens kept."""
+        self.calls += calls
+        self._rows += calls * density
+        self.density = self._rows / self.calls if self.calls else None
+
+
+@dataclass
+class StepRow:
+    """One scheduler step."""
+
+    step: int
+    noise: float | None
+    passes: int = 0
+    macs_dense: int = 0
+    macs_executed: int = 0
+    density: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class RunReport:
+    """Report of one run; `print(report)` shows it as a table. MACs count the transformers only."""
+
+    steps: int = 0
+    evaluations: int = 0
+    seconds: float = 0.0
+    peak_memory: int | None = None
+    macs_dense: int = 0
+    macs_executed: int = 0
+    methods: dict[str, MethodReport] = field(default_factory=dict)
+    rows: list[StepRow] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    def row(self, step: int, noise: float | None) -> StepRow:
+        """The row of a step, made when the step is new."""
+        if not self.rows or self.rows[-1].step != step:
+            self.rows.append(StepRow(step, noise))
+        return self.rows[-1]
+
+    def to_dict(self) -> dict[str, Any]:
+        data = asdict(self)
+        for method in data["methods"].values():
+            method.pop("_rows")
+        return data
+
+    def __str__(self) -> str:
+        share = f" ({self.macs_dense / self.macs_executed:.2f}x fewer)" if self.macs_executed else ""
+        memory = "" if self.peak_memory is None else f", peak {self.peak_memory / 2**20:.0f} MiB"
+        lines = [
+            f"{self.steps} steps, {self.evaluations} evaluations, {self.seconds:.2f} s{memory}",
+            f"MACs {human(self.macs_executed)} of {human(self.macs_dense)} dense{share}",
+        ]
+        header = ("method", "layers", "calls", "density", "backend", "note")
+        cells = [
+            (name, m.layers, m.calls, "-" if m.density is None else f"{m.density:.3f}", m.backend or "-", m.reason)
+            for name, m in self.methods.items()
+        ]
+        if cells:
+            table = [tuple(map(str, row)) for row in (header, *cells)]
+            widths = [max(len(row[i]) for row in table) for i in range(len(header))]
+            lines += ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in table]
+        return "\n".join(lines + [f"warning: {text}" for text in self.warnings])
+
+
+def human(macs: float) -> str:
+    """1_234_000_000 -> '1.23 G'."""
+    for unit in ("", "k", "M", "G", "T", "P"):
+        if abs(macs) < 1000 or unit == "P":
+            return f"{macs:.3g} {unit}".strip()
+        macs /= 1000
+    raise AssertionError

@@ -1,0 +1,139 @@
+"""Method: a frozen dataclass *is* the method; its fields are its options, its class says where it acts and what it needs."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from fastdit.core.registry import Registry, discover
+from fastdit.core.schedule import Schedule
+from fastdit.methods.runtime import Host, Runtime
+from fastdit.models.base import ModelFamily
+
+Stage = Literal["load", "step", "block tokens", "attention tokens", "attention kernel"]
+STAGES: tuple[Stage, ...] = ("load", "step", "block tokens", "attention tokens", "attention kernel")
+
+
+def option(default: Any, help: str, **about: Any) -> Any:
+    """A dataclass field with its advice; `choices=` or `range=` are shown by `fastdit methods`."""
+    return dataclasses.field(default=default, metadata={"help": help, **about})
+
+
+@dataclass(frozen=True)
+class Method:
+    """Base of all methods. Subclasses are frozen dataclasses that name their `stage` and what they need of a family."""
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    version: ClassVar[int] = 1
+    needs: ClassVar[frozenset[str]] = frozenset()
+    under_sharding: ClassVar[bool] = False  # can it run while the sequence is split over processes?
+
+    @property
+    def stage(self) -> Stage:
+        """Where in the plan this method acts."""
+        raise NotImplementedError
+
+    @property
+    def neutral(self) -> bool:
+        """True where these settings leave the model exactly as it is."""
+        raise NotImplementedError
+
+    def bind(self, host: Host) -> Runtime:
+        """What carries the method out on one transformer."""
+        raise NotImplementedError
+
+    def missing(self, family: ModelFamily) -> frozenset[str]:
+        """What this method needs and the family does not offer."""
+        return self.needs - family.offers
+
+    def clash(self, other: "Method") -> str | None:
+        """Why this method cannot run together with another, or None."""
+        if self.stage == other.stage and self.stage not in ("step", "load"):
+            return f"both act on {self.stage}"
+        return None
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready description with the method's name and version; options at their default are kept too."""
+        values = {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
+        return {"method": self.name, "version": self.version, **values}
+
+    @staticmethod
+    def from_dict(data: dict[str, Any]) -> "Method":
+        """The method of a description; errors name the field and the mend."""
+        data = dict(data)
+        if "method" not in data:
+            raise ValueError(f"a method needs the key 'method', one of: {', '.join(load_methods())}")
+        cls = load_methods()[data.pop("method")]
+        version = data.pop("version", cls.version)
+        if version > cls.version:
+            raise ValueError(f"{cls.name} is of version {version}, this fastdit knows {cls.version}: update fastdit")
+        return cls.of(**data)
+
+    @classmethod
+    def of(cls, **options: Any) -> "Method":
+        """The method with options by name; unknown names are an error that lists the known ones."""
+        known = [field.name for field in dataclasses.fields(cls)]
+        for name in options:
+            if name not in known:
+                raise ValueError(f"{cls.name} has no option {name!r}; it has: {', '.join(known)}")
+        return cls(**options)
+
+    @staticmethod
+    def parse(text: str) -> "Method":
+        """A method as the command line gives it: `token_merging:density=linear:0.4:0.9,reducer=pool`."""
+        name, _, rest = text.partition(":")
+        cls = load_methods()[name.strip().replace("-", "_")]
+        options: dict[str, Any] = {}
+        types = {field.name: field for field in dataclasses.fields(cls)}
+        for part in filter(None, rest.split(",")):
+            key, equals, value = part.partition("=")
+            if not equals:
+                raise ValueError(f"-m {text}: {part!r} is not option=value; options of {cls.name}: {', '.join(types)}")
+            options[key.strip().replace("-", "_")] = _value(value.strip())
+        return cls.of(**options)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Schedule):
+        return value.to_dict()
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _value(text: str) -> Any:
+    """A command-line value: number, true/false, a range `0.2:1`, or a word."""
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    head, *tail = text.split(":")
+    if tail and all(_is_number(part) for part in (head, *tail)):
+        return tuple(_value(part) for part in (head, *tail))
+    return text
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+METHODS: Registry[type[Method]] = Registry("method")
+
+
+def register_method(cls: type[Method]) -> type[Method]:
+    """Class decorator: make a method known under its name."""
+    METHODS.register(cls.name, cls)
+    return cls
+
+
+def load_methods() -> Registry[type[Method]]:
+    """All methods, the package's own ones imported."""
+    import fastdit.methods
+
+    discover(fastdit.methods)
+    return METHODS

@@ -1,0 +1,63 @@
+"""What a method meets while it runs: the host it is attached to, and the facts of one forward."""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import nn
+
+from fastdit.attention.processor import ProcessorWrapper
+from fastdit.core.ledger import PatchLedger
+from fastdit.core.layout import TokenLayout
+from fastdit.core.report import MethodReport
+from fastdit.models.base import BlockGroup, ModelFamily
+
+
+@dataclass
+class Host:
+    """One transformer under acceleration, or its skeleton on the meta device."""
+
+    label: str  # the pipeline's component name
+    module: nn.Module
+    family: ModelFamily
+    wrappers: list[ProcessorWrapper] = field(default_factory=list)
+
+    def blocks(self) -> list[tuple[str, nn.Module, BlockGroup]]:
+        return self.family.blocks(self.module)
+
+
+@dataclass(frozen=True)
+class Forward:
+    """One transformer forward, about to begin. `step_index` is -1 outside a run."""
+
+    layout: TokenLayout
+    batch: int
+    noise: float
+    step_index: int = -1
+    num_steps: int = 0
+    pass_index: int = 0
+
+
+class Runtime(Protocol):
+    """A method at work on one host. A plan is a pure decision; applying it changes what the wrappers do."""
+
+    uses_attention: bool
+    report: MethodReport
+
+    def install(self, ledger: PatchLedger) -> None:
+        """Install block hooks, through the ledger."""
+
+    def start(self) -> None:
+        """A run begins or ends: drop the state of the last one."""
+
+    def acts(self, layout: TokenLayout, noises: Sequence[float]) -> str | None:
+        """None if the method will do something at these noise levels, otherwise the reason why not."""
+
+    def plan(self, forward: Forward) -> Hashable:
+        """The decision for one forward; None: do nothing."""
+
+    def apply(self, plan: Any, forward: Forward) -> None:
+        """Make the next forward of the host run by this plan."""
+
+    def book(self, plan: Any, forward: Forward) -> float:
+        """Enter the plan in the report; returns the density for the step's row."""

@@ -1,0 +1,112 @@
+"""TokenMerging: training-free, timestep-dynamic token density."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from fastdit.core.schedule import Schedule
+from fastdit.methods.base import Method, Stage, option, register_method
+from fastdit.methods.runtime import Host, Runtime
+from fastdit.models.base import ModelFamily
+from fastdit.ops.reducers import REDUCERS
+
+
+@register_method
+@dataclass(frozen=True)
+class TokenMerging(Method):
+    """Run self-attention (or whole blocks) on fewer tokens, how many by the noise level; the rest is restored after.
+
+    Sources: ToMe (Bolya et al., ICLR 2023), ToMe for Stable Diffusion (Bolya & Hoffman, 2023), ToMA (2025) on shared
+    matchings, DivPrune (2025) on diversity, AsymRnR (2025) on the sensitivity of q and of shallow blocks.
+    """
+
+    name = "token_merging"
+    summary = "merge, pool or prune tokens around self-attention, by a density that follows the noise"
+    needs = frozenset({"tokens"})
+
+    density: Schedule = option(
+        Schedule.parse(0.5),
+        "share of tokens kept: a number, or linear:A:B, cosine:A:B (A at noise 1, B at noise 0), points:noise=share:...; "
+        "quantised to 1/16; 1 is dense",
+        range=(0, 1),
+    )
+    reducer: str = option("bipartite", "how tokens are reduced: `fastdit methods` lists them", choices=REDUCERS)
+    scope: str = option(
+        "attention",
+        "attention: merge around self-attention only; block: the MLP and cross-attention run on merged tokens too, "
+        "faster and riskier",
+        choices=("attention", "block"),
+    )
+    tokens: str = option(
+        "both",
+        "both: before the projections (saves most); q or kv: only that side, inside the attention call; q is the more "
+        "sensitive side",
+        choices=("both", "q", "kv"),
+    )
+    layers: tuple[float, float] = option(
+        (0.0, 1.0), "range of layers as shares of the depth; shallow blocks are the more sensitive", range=(0, 1)
+    )
+    noise: tuple[float, float] = option((0.0, 1.0), "range of noise in which tokens are merged", range=(0, 1))
+    reuse_steps: int = option(2, "steps that share one matching", range=(1, None))
+    reuse_blocks: int = option(4, "consecutive blocks that share one matching; 0: all of them", range=(0, None))
+    proportional: bool = option(
+        False, "add log(group size) to the attention of merged keys (leaves the fastest attention kernels)"
+    )
+
+    def __post_init__(self) -> None:
+        set_ = object.__setattr__
+        set_(self, "density", Schedule.parse(self.density))
+        for value in self.density.values():
+            if not 0 < value <= 1:
+                raise ValueError(f"density must lie in (0, 1], got {value:g}: 0.5 keeps half of the tokens, 1 is dense")
+        REDUCERS[self.reducer]  # an unknown name is an error that lists the known ones
+        for name, choices in (("scope", ("attention", "block")), ("tokens", ("both", "q", "kv"))):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
+        for name in ("layers", "noise"):
+            set_(self, name, _range(name, getattr(self, name)))
+        for name, least in (("reuse_steps", 1), ("reuse_blocks", 0)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+        if not isinstance(self.proportional, bool):
+            raise ValueError(f"proportional must be true or false, got {self.proportional!r}")
+        if self.scope == "block" and self.tokens != "both":
+            raise ValueError("tokens=q and tokens=kv act inside the attention call: use scope=attention with them")
+        if self.proportional and self.scope == "block":
+            raise ValueError("proportional acts inside the attention call: use scope=attention with it")
+        if self.proportional and self.tokens == "q":
+            raise ValueError("proportional weighs merged keys, and tokens=q merges none: use tokens=both or kv")
+
+    @property
+    def stage(self) -> Stage:
+        if self.scope == "block":
+            return "block tokens"
+        return "attention tokens"
+
+    @property
+    def neutral(self) -> bool:
+        return min(self.density.values()) == 1
+
+    def missing(self, family: ModelFamily) -> frozenset[str]:
+        inside = frozenset({"one_sdpa"}) if self.tokens != "both" or self.proportional else frozenset()
+        return (self.needs | inside) - family.offers
+
+    def clash(self, other: Method) -> str | None:
+        if isinstance(other, TokenMerging):
+            return "one TokenMerging at a time: put both settings into one density schedule"
+        return super().clash(other)
+
+    def bind(self, host: Host) -> Runtime:
+        from fastdit.methods.token_merging.method import TokenMergingRuntime
+
+        return TokenMergingRuntime(self, host)
+
+
+def _range(name: str, value: Any) -> tuple[float, float]:
+    try:
+        low, high = (float(x) for x in value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} must be a range LOW:HIGH within 0 and 1, got {value!r}") from None
+    if not 0 <= low < high <= 1:
+        raise ValueError(f"{name} must satisfy 0 <= low < high <= 1, got {low:g}:{high:g}")
+    return low, high

@@ -1,0 +1,144 @@
+"""ModelFamily: everything fastdit must know about a diffusers transformer class, as data."""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from operator import attrgetter
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from fastdit.core.clock import vp_noise
+from fastdit.core.layout import TokenLayout
+from fastdit.core.registry import Registry, discover
+
+Arguments = Mapping[str, Any]
+
+OFFERS = {  # what a family may offer to methods
+    "tokens": "image or video tokens whose self-attention may run on fewer of them",
+    "one_sdpa": "a processor that makes exactly one attention call, so that q or kv alone, or a bias, can be put into it",
+    "video": "attention over frames, rows and columns at once",
+}
+
+
+@dataclass(frozen=True)
+class BlockGroup:
+    """One ModuleList of like transformer blocks.
+
+    `attention` is the path of the self-attention inside a block; `hidden_states` its argument of that name, `output`
+    the index of the hidden states in a tuple that the block returns. `rotary`, `per_token` and `mask` name the block's
+    arguments that hold rotary rows, a (B, N, ...) modulation and a mask over all tokens, where the block has them.
+    """
+
+    path: str
+    attention: str
+    output: int = 0
+    hidden_states: str = "hidden_states"
+    rotary: str | None = None
+    per_token: str | None = None
+    mask: str | None = None
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """How the self-attention takes rotary rows: argument name, axis of the rows, whether rows may differ by sample."""
+
+    argument: str
+    axis: int = 0
+    batched: bool = False
+
+
+@dataclass(frozen=True)
+class ModelFamily:
+    """A diffusers transformer class, described.
+
+    `layout(transformer, arguments)` reads the real geometry from a forward's arguments; `inputs(config, batch, frames,
+    height, width)` makes inputs of the right shapes for a picture or video of that many latent frames, rows and
+    columns (`fastdit profile` runs them on the meta device). `offers` is what methods may ask for. `defaults(pipe)`
+    gives call arguments that the pipeline needs for this model. `ready_skeleton` changes what cannot run on the meta device
+    in the private copy that MACs are counted on. `quirks` are told to the user by `fastdit models`.
+    """
+
+    name: str
+    title: str
+    transformer_class: type[nn.Module]
+    groups: tuple[BlockGroup, ...]
+    layout: Callable[[nn.Module, Arguments], TokenLayout]
+    inputs: Callable[..., dict[str, Any]]
+    offers: frozenset[str]
+    rotary: Rotary | None = None
+    guidance: Literal["batched", "two passes", "embedded"] = "batched"
+    prediction: Literal["flow", "epsilon"] = "flow"
+    timestep_scale: float = 1000.0
+    flow_shift: float = 1.0
+    defaults: Callable[[Any], dict[str, Any]] = lambda pipe: {}
+    ready_skeleton: Callable[[nn.Module], None] = lambda skeleton: None
+    quirks: tuple[str, ...] = field(default=())
+
+    def blocks(self, transformer: nn.Module) -> list[tuple[str, nn.Module, BlockGroup]]:
+        """(name, block, group) of every transformer block, in order of execution."""
+        return [
+            (f"{group.path}.{index}", block, group)
+            for group in self.groups
+            for index, block in enumerate(attrgetter(group.path)(transformer))
+        ]
+
+    def attentions(self, transformer: nn.Module) -> list[tuple[str, nn.Module]]:
+        """(name, self-attention module) of every block, in order."""
+        return [
+            (f"{name}.{group.attention}", attrgetter(group.attention)(block))
+            for name, block, group in self.blocks(transformer)
+        ]
+
+    @cached_property
+    def _parameters(self) -> list[str]:
+        return list(inspect.signature(self.transformer_class.forward).parameters)[1:]
+
+    def arguments(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """Arguments of a transformer forward by name."""
+        return {**dict(zip(self._parameters, args, strict=False)), **kwargs}
+
+    def noise(self, arguments: Arguments) -> float:
+        """Noise in [0, 1] by the timestep of a forward outside any run, in this family's own convention."""
+        timestep = torch.as_tensor(arguments["timestep"]).float().max().cpu()
+        if self.prediction == "flow":
+            return min(1.0, float(timestep) / self.timestep_scale)
+        betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)  # DiT's and PixArt's training schedule
+        return vp_noise(torch.cumprod(1 - betas, 0), timestep[None])[0]
+
+
+FAMILIES: Registry[ModelFamily] = Registry("model family")
+
+
+def register_family(family: ModelFamily) -> ModelFamily:
+    """Make a family known; also the way for a user's own transformer class."""
+    FAMILIES.register(family.name, family)
+    return family
+
+
+def load_families() -> Registry[ModelFamily]:
+    """All families, the package's own ones imported (this imports diffusers)."""
+    import fastdit.models
+
+    discover(fastdit.models)
+    return FAMILIES
+
+
+def family_of(transformer: nn.Module) -> ModelFamily:
+    """The family of a transformer, found by class object along its MRO; ValueError lists the known ones."""
+    transformer = getattr(transformer, "_orig_mod", transformer)
+    by_class = {family.transformer_class: family for _, family in load_families().items()}
+    for cls in type(transformer).__mro__:
+        if cls in by_class:
+            return by_class[cls]
+    known = ", ".join(sorted(cls.__name__ for cls in by_class))
+    raise ValueError(
+        f"no model family describes {type(transformer).__name__}; known: {known}. Describe a new one with "
+        "fastdit.models.ModelFamily(...) and fastdit.models.register_family(...), as examples/own_family.py does"
+    )
+
+
+def image_layout(height: int, width: int) -> TokenLayout:
+    return TokenLayout(1, height, width)

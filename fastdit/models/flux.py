@@ -1,0 +1,54 @@
+"""FLUX.1: text to image on packed latents, text tokens first."""
+
+from typing import Any
+
+import torch
+from diffusers import FluxTransformer2DModel
+
+from fastdit.core.layout import TokenLayout
+from fastdit.models.base import BlockGroup, ModelFamily, Rotary, register_family
+
+
+def _layout(transformer: Any, arguments: Any) -> TokenLayout:
+    ids = arguments["img_ids"]  # (N, 3): (0, row, column)
+    ids = ids[0] if ids.ndim == 3 else ids
+    height, width = (int(n) + 1 for n in ids[:, 1:].amax(0))
+    tokens = arguments["hidden_states"].shape[1]
+    if height * width != tokens:
+        raise ValueError(f"img_ids describe {height} x {width} positions but there are {tokens} image tokens")
+    return TokenLayout(1, height, width, text_length=arguments["encoder_hidden_states"].shape[1], text="first")
+
+
+def _inputs(config: Any, batch: int, frames: int, height: int, width: int) -> dict[str, Any]:
+    height, width = height // 2, width // 2  # 2x2 latent pixels are packed into a token
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    return {
+        "hidden_states": torch.empty(batch, height * width, config.in_channels),
+        "encoder_hidden_states": torch.empty(batch, 512, config.joint_attention_dim),
+        "pooled_projections": torch.empty(batch, config.pooled_projection_dim),
+        "timestep": torch.full((batch,), 0.5),
+        "img_ids": torch.stack([torch.zeros_like(rows), rows, columns], -1).flatten(0, 1).float(),
+        "txt_ids": torch.zeros(512, 3),
+        "guidance": torch.full((batch,), 3.5) if config.guidance_embeds else None,
+    }
+
+
+FLUX = register_family(
+    ModelFamily(
+        name="flux",
+        title="FLUX.1",
+        transformer_class=FluxTransformer2DModel,
+        groups=(
+            BlockGroup("transformer_blocks", "attn", output=1, rotary="image_rotary_emb"),
+            BlockGroup("single_transformer_blocks", "attn", output=1, rotary="image_rotary_emb"),
+        ),
+        layout=_layout,
+        inputs=_inputs,
+        offers=frozenset({"tokens", "one_sdpa"}),
+        rotary=Rotary("image_rotary_emb"),
+        guidance="embedded",
+        timestep_scale=1.0,  # the pipeline passes t / 1000
+        flow_shift=3.0,
+        quirks=("rotary rows have no batch axis, so samples that merge differently attend one by one",),
+    )
+)

@@ -1,0 +1,55 @@
+"""PixArt-alpha and PixArt-Sigma (Chen et al., 2023 and 2024): text to image."""
+
+from typing import Any
+
+import torch
+from diffusers import PixArtTransformer2DModel
+
+from fastdit.core.layout import TokenLayout
+from fastdit.models.base import BlockGroup, ModelFamily, register_family
+
+_BINNED_SAMPLE_SIZES = (32, 64, 128)  # the sizes for which the pipelines have tables of aspect ratios
+
+
+def _layout(transformer: Any, arguments: Any) -> TokenLayout:
+    height, width = arguments["hidden_states"].shape[-2:]  # (B, C, H, W)
+    patch = transformer.config.patch_size
+    return TokenLayout(1, height // patch, width // patch)
+
+
+def _inputs(config: Any, batch: int, frames: int, height: int, width: int) -> dict[str, Any]:
+    micro = config.use_additional_conditions
+    if micro is None:  # diffusers' own rule
+        micro = config.sample_size == 128
+    return {
+        "hidden_states": torch.empty(batch, config.in_channels, height, width),
+        "encoder_hidden_states": torch.empty(batch, 120, config.caption_channels or config.cross_attention_dim),
+        "encoder_attention_mask": torch.ones(batch, 120),
+        "timestep": torch.full((batch,), 500),
+        "added_cond_kwargs": {
+            "resolution": torch.full((batch, 2), 8.0 * height) if micro else None,
+            "aspect_ratio": torch.ones(batch, 1) if micro else None,
+        },
+    }
+
+
+def _defaults(pipe: Any) -> dict[str, Any]:
+    """Resolution binning only where it is right: the tables hold pixel sizes of an 8x VAE."""
+    binned = pipe.transformer.config.sample_size in _BINNED_SAMPLE_SIZES and pipe.vae_scale_factor == 8
+    return {} if binned else {"use_resolution_binning": False}
+
+
+PIXART = register_family(
+    ModelFamily(
+        name="pixart",
+        title="PixArt-alpha, PixArt-Sigma",
+        transformer_class=PixArtTransformer2DModel,
+        groups=(BlockGroup("transformer_blocks", "attn1"),),
+        layout=_layout,
+        inputs=_inputs,
+        offers=frozenset({"tokens", "one_sdpa"}),
+        prediction="epsilon",
+        defaults=_defaults,
+        quirks=("use_resolution_binning is off by default unless the sample size is 32, 64 or 128 with an 8x VAE",),
+    )
+)

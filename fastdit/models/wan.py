@@ -1,0 +1,45 @@
+"""Wan 2.1 (T2V, I2V) and Wan 2.2 (A14B with two transformers, TI2V-5B with a timestep per token)."""
+
+from typing import Any
+
+import torch
+from diffusers import WanTransformer3DModel
+
+from fastdit.core.layout import TokenLayout
+from fastdit.models.base import BlockGroup, ModelFamily, Rotary, register_family
+
+
+def _layout(transformer: Any, arguments: Any) -> TokenLayout:
+    frames, height, width = arguments["hidden_states"].shape[-3:]  # (B, C, F, H, W)
+    p_t, p_h, p_w = transformer.config.patch_size
+    return TokenLayout(frames // p_t, height // p_h, width // p_w)
+
+
+def _inputs(config: Any, batch: int, frames: int, height: int, width: int) -> dict[str, Any]:
+    image = config.image_dim and torch.empty(batch, 257, config.image_dim)
+    return {
+        "hidden_states": torch.empty(batch, config.in_channels, frames, height, width),
+        "timestep": torch.full((batch,), 500.0),
+        "encoder_hidden_states": torch.empty(batch, 512, config.text_dim),
+        "encoder_hidden_states_image": image if torch.is_tensor(image) else None,
+    }
+
+
+WAN = register_family(
+    ModelFamily(
+        name="wan",
+        title="Wan 2.1, Wan 2.2",
+        transformer_class=WanTransformer3DModel,
+        groups=(BlockGroup("blocks", "attn1", rotary="rotary_emb", per_token="temb"),),
+        layout=_layout,
+        inputs=_inputs,
+        offers=frozenset({"tokens", "one_sdpa", "video"}),
+        rotary=Rotary("rotary_emb", axis=1, batched=True),
+        guidance="two passes",
+        flow_shift=5.0,
+        quirks=(
+            "Wan 2.2 A14B switches between two transformers at boundary_ratio: methods attach to both",
+            "TI2V-5B has a timestep per token, so its modulation (B, N, 6, C) is reduced with the tokens",
+        ),
+    )
+)

@@ -1,0 +1,54 @@
+"""MACs of a forward, dense and as planned, counted once per shape and plan on a skeleton of the model."""
+
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+from fastdit.attention.processor import wrap
+from fastdit.core.ledger import PatchLedger
+from fastdit.core.macs import forward_macs, signature_of, skeleton_of
+from fastdit.methods.base import Method
+from fastdit.methods.runtime import Forward, Host, Runtime
+
+
+def bind(methods: Sequence[Method], host: Host, ledger: PatchLedger) -> list[Runtime]:
+    """Bind methods to a host and install what they need there."""
+    runtimes = [method.bind(host) for method in methods]
+    if any(runtime.uses_attention for runtime in runtimes):
+        for name, attention in host.family.attentions(host.module):
+            wrapper = wrap(attention.processor, host.family.rotary)
+            ledger.set_attribute(attention, "processor", wrapper, f"{host.label}.{name}.processor")
+            host.wrappers.append(wrapper)
+    for runtime in runtimes:
+        runtime.install(ledger)
+    return runtimes
+
+
+class MacCounter:
+    """Counts on a meta-device twin of a host that carries the same methods and is given the same plans."""
+
+    def __init__(self, host: Host, methods: Sequence[Method]) -> None:
+        skeleton = skeleton_of(host.module)
+        host.family.ready_skeleton(skeleton)
+        self.twin = Host(host.label, skeleton, host.family)
+        self.runtimes = bind(methods, self.twin, PatchLedger())
+        self._known: dict[tuple, int] = {}
+
+    def count(
+        self, args: tuple, kwargs: dict[str, Any], plans: Sequence[Hashable], forward: Forward
+    ) -> tuple[int, int]:
+        """(dense, executed) MACs of one forward with these arguments under these plans (None: dense)."""
+        shapes = signature_of(args, {k: v for k, v in kwargs.items() if k != "return_dict"})
+        dense = self._counted((shapes, forward.layout), args, kwargs, [None] * len(self.runtimes), forward)
+        if not any(plan is not None for plan in plans):
+            return dense, dense
+        return dense, self._counted((shapes, forward.layout, tuple(plans)), args, kwargs, plans, forward)
+
+    def _counted(
+        self, key: tuple, args: tuple, kwargs: dict[str, Any], plans: Sequence[Hashable], forward: Forward
+    ) -> int:
+        if key not in self._known:
+            for runtime, plan in zip(self.runtimes, plans, strict=True):
+                runtime.start()
+                runtime.apply(plan, forward)
+            self._known[key] = forward_macs(self.twin.module, args, kwargs)
+        return self._known[key]

@@ -1,0 +1,245 @@
+"""The engine: attaches methods to the transformers of a pipeline, runs them by the clock, and reports.
+
+Two ledgers: one holds the hooks that watch (they stay while the methods are set aside by `dense()`), the other what the
+methods change. The scheduler is only touched while a run is open.
+"""
+
+import contextlib
+import functools
+import resource
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from fastdit.core.clock import StepClock
+from fastdit.core.errors import NothingAccelerated
+from fastdit.core.ledger import PatchLedger
+from fastdit.core.report import RunReport
+from fastdit.methods.base import STAGES, Method
+from fastdit.methods.runtime import Forward, Host, Runtime
+from fastdit.models.base import OFFERS, ModelFamily, family_of
+from fastdit.pipelines.counter import MacCounter, bind
+
+
+def transformers_of(pipe: Any) -> dict[str, nn.Module]:
+    """The denoising transformers of a pipeline by component name; a bare transformer is its own only one."""
+    if isinstance(pipe, nn.Module):
+        return {"transformer": pipe}
+    found = {name: getattr(pipe, name, None) for name in ("transformer", "transformer_2")}
+    found = {name: module for name, module in found.items() if module is not None}
+    if not found:
+        raise ValueError(f"{type(pipe).__name__} has no transformer: fastdit accelerates diffusion transformers")
+    return found
+
+
+def checked(methods: Sequence[Method], families: Sequence[ModelFamily]) -> list[Method]:
+    """Methods in the order of the plan; one ValueError for a pair that cannot hold together or a family without a need."""
+    for method in methods:
+        if not isinstance(method, Method):
+            raise ValueError(f"methods must be a list of fastdit methods such as TokenMerging(), got {method!r}")
+        for family in families:
+            if missing := method.missing(family):
+                lacks = "; ".join(OFFERS.get(need, need) for need in sorted(missing))
+                raise ValueError(f"{method.name} with these options does not fit {family.title}, which lacks: {lacks}")
+    for index, one in enumerate(methods):
+        for other in methods[index + 1 :]:
+            if reason := one.clash(other) or other.clash(one):
+                raise ValueError(f"{one.name} and {other.name} cannot run together: {reason}")
+    return sorted(methods, key=lambda method: STAGES.index(method.stage))
+
+
+@dataclass
+class Attached:
+    """A transformer with its methods at work."""
+
+    host: Host
+    counter: MacCounter
+    runtimes: list[Runtime]
+
+
+class Engine:
+    """Methods on a pipeline or a bare transformer; `report` is the last run's (or, without runs, everything so far)."""
+
+    def __init__(self, target: Any, methods: Sequence[Method]) -> None:
+        self.target = target
+        self.clock = StepClock()
+        self.report = RunReport()
+        self.watching, self.changes = PatchLedger(), PatchLedger()
+        self.attached: list[Attached] = []
+        self.methods: list[Method] = []
+        self.running = False
+        self.attach(methods)
+
+    def attach(self, methods: Sequence[Method]) -> None:
+        """Attach methods to all transformers, or leave everything as it was and raise."""
+        transformers = transformers_of(self.target)
+        families = {name: family_of(module) for name, module in transformers.items()}
+        self.methods = checked(methods, list(families.values()))
+        try:
+            for name, module in transformers.items():
+                module = getattr(module, "_orig_mod", module)
+                host = Host(name, module, families[name])
+                if not families[name].attentions(module):
+                    raise ValueError(f"{name}: no self-attention found where family {families[name].name} lists them")
+                item = Attached(host, MacCounter(host, self.methods), [])
+                self.attached.append(item)
+                hook = functools.partial(self._before_forward, item)
+                if module is not transformers[name]:  # inside a compiled whole, the hook stays outside the graph
+                    hook = torch.compiler.disable(hook)
+                handle = module.register_forward_pre_hook(hook, with_kwargs=True)
+                self.watching.add_hook(handle, f"{name}'s forward hook")
+            self._install()
+        except BaseException:
+            self.detach()
+            raise
+
+    def _install(self) -> None:
+        for item in self.attached:
+            item.host.wrappers.clear()
+            item.runtimes = bind(self.methods, item.host, self.changes)
+        self.report = self._new_report()
+
+    def detach(self) -> None:
+        """Undo everything."""
+        self.changes.undo()
+        self.watching.undo()
+        self.attached.clear()
+
+    def set_methods(self, methods: Sequence[Method]) -> None:
+        """Exchange the methods; if the new ones are refused, the old ones come back."""
+        if self.running:
+            raise RuntimeError("set_methods(...) cannot be called while the pipeline runs: wait for its end")
+        previous = self.methods
+        self.detach()
+        try:
+            self.attach(methods)
+        except BaseException:
+            self.attach(previous)
+            raise
+
+    @contextlib.contextmanager
+    def dense(self) -> Iterator[None]:
+        """Within, the model runs unaccelerated; runs are still timed and counted."""
+        if self.running:
+            raise RuntimeError("dense() cannot be entered while the pipeline runs: wait for its end")
+        self.changes.undo()
+        for item in self.attached:
+            item.runtimes = []
+        try:
+            yield
+        finally:
+            report = self.report
+            self._install()
+            self.report = report
+
+    @contextlib.contextmanager
+    def run(self) -> Iterator[RunReport]:
+        """One call of the pipeline: the clock is on its scheduler, the report is new, state is dropped at the end."""
+        if self.running:
+            raise RuntimeError("this pipeline is already running; use one pipeline per thread")
+        self._check_still_there()
+        clock_ledger = PatchLedger()
+        self.report = self._new_report()
+        self._start_runtimes()
+        self.running, began = True, time.perf_counter()
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        try:
+            self.clock.install(self.target.scheduler, clock_ledger)
+            yield self.report
+        finally:
+            self.running = False
+            clock_ledger.undo()
+            self.report.steps, self.report.seconds = self.clock.step_index, time.perf_counter() - began
+            self.report.peak_memory = peak_memory()
+            self.clock.reset()
+            self._start_runtimes()
+
+    def _new_report(self) -> RunReport:
+        report = RunReport()
+        for item in self.attached:
+            for method, runtime in zip(self.methods, item.runtimes, strict=False):
+                runtime.report = type(runtime.report)(layers=runtime.report.layers, backend=runtime.report.backend)
+                label = method.name if item.host.label == "transformer" else f"{method.name} ({item.host.label})"
+                report.methods[label] = runtime.report
+        return report
+
+    def _start_runtimes(self) -> None:
+        for item in self.attached:
+            for runtime in item.runtimes:
+                runtime.start()
+
+    def _check_still_there(self) -> None:
+        self.watching.verify()
+        self.changes.verify()
+        present = {id(getattr(module, "_orig_mod", module)) for module in transformers_of(self.target).values()}
+        for item in self.attached:
+            if id(item.host.module) not in present:
+                raise RuntimeError(
+                    f"pipe.{item.host.label} was replaced after fastdit was attached: call set_methods(...) again"
+                )
+            sharded = any(getattr(w.original, "_parallel_config", None) is not None for w in item.host.wrappers)
+            for method in self.methods if sharded and item.runtimes else ():
+                if not method.under_sharding:
+                    raise RuntimeError(
+                        f"{method.name} cannot run under context parallelism: each process holds a part of the sequence "
+                        "only, so tokens cannot be matched; disable parallelism or remove the method"
+                    )
+
+    def _before_forward(self, item: Attached, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        """Plan one forward: what every method does, and what it costs. Outside compiled code by design."""
+        family, clock, report = item.host.family, self.clock, self.report
+        arguments = family.arguments(args, kwargs)
+        layout = family.layout(module, arguments)
+        noise = clock.noise
+        in_run = noise is not None
+        if in_run:
+            clock.next_pass()
+        forward = Forward(
+            layout=layout,
+            batch=arguments["hidden_states"].shape[0],
+            noise=family.noise(arguments) if noise is None else noise,
+            step_index=clock.step_index if in_run else -1,
+            num_steps=clock.num_steps,
+            pass_index=max(clock.pass_index, 0),
+        )
+        if in_run and report.evaluations == 0:
+            self._refuse_nothing(item, forward)
+        plans = [runtime.plan(forward) for runtime in item.runtimes]
+        for runtime, plan in zip(item.runtimes, plans, strict=True):
+            runtime.apply(plan, forward)
+        dense, executed = item.counter.count(args, kwargs, plans or [None], forward)
+        row = report.row(forward.step_index, forward.noise)
+        row.passes, row.macs_dense, row.macs_executed = row.passes + 1, row.macs_dense + dense, row.macs_executed + executed
+        report.evaluations += 1
+        report.macs_dense, report.macs_executed = report.macs_dense + dense, report.macs_executed + executed
+        for method, runtime, plan in zip(self.methods, item.runtimes, plans, strict=False):
+            row.density[method.name] = runtime.book(plan, forward)
+
+    def _refuse_nothing(self, item: Attached, forward: Forward) -> None:
+        """Before the first forward: an error if no method would act in this run; a note for those that would not."""
+        idle, busy = [], 0
+        for method, runtime in zip(self.methods, item.runtimes, strict=False):
+            reason = runtime.acts(forward.layout, self.clock.levels)
+            busy += reason is None or method.neutral
+            runtime.report.reason = "neutral setting" if method.neutral else reason or ""
+            if reason and not method.neutral:
+                idle.append(f"{method.name}: {reason}")
+        if idle and not busy:
+            raise NothingAccelerated("; ".join(idle))
+        self.report.warnings += idle
+
+
+def peak_memory() -> int:
+    """Peak bytes: allocated on the GPU where there is one, otherwise resident in this process since its start."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+

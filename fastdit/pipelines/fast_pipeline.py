@@ -1,0 +1,174 @@
+"""FastDiTPipeline: a diffusers pipeline, loaded as diffusers loads it, whose instance also carries fastdit's methods."""
+
+import contextlib
+import functools
+import inspect
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fastdit.core.report import RunReport
+from fastdit.methods.base import Method
+from fastdit.models.base import family_of
+from fastdit.pipelines.engine import Engine, transformers_of
+from fastdit.pipelines.loading import load_pipeline, load_single_file, locate, recipe_beside
+from fastdit.pipelines.recipes import Recipe, as_recipe
+
+Methods = Sequence[Method] | str | Path | Recipe | None
+
+
+class FastDiTPipeline:
+    """What fastdit adds to the class of a diffusers pipeline instance. Get one by `from_pretrained` or `accelerate`."""
+
+    _fastdit: Engine
+    _fastdit_call: dict[str, Any]
+
+    @classmethod
+    def from_pretrained(cls, model: str | Path, methods: Methods = None, **kwargs: Any) -> Any:
+        """Load a pipeline by Hub id, folder or `fastdit/...` name, with methods, a recipe, or the recipe beside the model.
+
+        `kwargs` are diffusers' own. The result is an instance of FastDiTPipeline and of the class in model_index.json.
+        Without methods and without a recipe (fastdit.json) beside the model it runs dense, and says so.
+        """
+        path = locate(model)
+        recipe = recipe_beside(path) if methods is None else as_recipe(methods)
+        if recipe is None:
+            warnings.warn(
+                f"no methods were given and {model} has no fastdit.json beside it: the pipeline runs dense. Pass "
+                "methods=[TokenMerging()] to accelerate it, or methods=[] to say that dense is meant",
+                stacklevel=2,
+            )
+            recipe = Recipe(())
+        return extend(load_pipeline(path, **kwargs), recipe)
+
+    @classmethod
+    def from_single_file(cls, file: str | Path, config: str | Path, methods: Methods = None, **kwargs: Any) -> Any:
+        """Load the transformer from one original checkpoint file, everything else from the diffusers folder `config`."""
+        return extend(load_single_file(file, locate(config), **kwargs), as_recipe(methods))
+
+    @property
+    def report(self) -> RunReport:
+        """What the last run executed; `print(pipe.report)` is a table."""
+        return self._fastdit.report
+
+    @property
+    def methods(self) -> tuple[Method, ...]:
+        """The methods at work."""
+        return tuple(self._fastdit.methods)
+
+    def dense(self) -> contextlib.AbstractContextManager[None]:
+        """Within this context the model runs unaccelerated, bit-exact."""
+        return self._fastdit.dense()
+
+    def set_methods(self, methods: Methods) -> None:
+        """Exchange the methods; a refusal leaves the old ones in place. Call it too after changing the model itself."""
+        recipe = as_recipe(methods)
+        self._fastdit.set_methods(recipe.methods)
+        self._fastdit_call = call_defaults(self, recipe)
+
+    def restore(self) -> None:
+        """Remove the methods and all that they installed; the class stays, so that methods can be set again."""
+        self._fastdit.set_methods([])
+
+
+def call_defaults(pipe: Any, recipe: Recipe) -> dict[str, Any]:
+    """Call arguments that the family and the recipe give where the user gives none (the recipe wins)."""
+    family = family_of(transformers_of(pipe)["transformer"])
+    defaults = {**family.defaults(pipe), **recipe.call}
+    known = inspect.signature(type(pipe).__call__).parameters
+    if unknown := set(recipe.call) - set(known):
+        raise ValueError(f"the recipe's call arguments {sorted(unknown)} are unknown to {type(pipe).__name__}")
+    return {name: value for name, value in defaults.items() if name in known}
+
+
+@functools.cache
+def _extended(host: type) -> type:
+    """The host's class with FastDiTPipeline in front: same name, same signatures, no `__init__` of its own."""
+
+    @functools.wraps(host.__call__)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        given = inspect.signature(host.__call__).bind_partial(self, *args, **kwargs).arguments
+        defaults = {name: value for name, value in self._fastdit_call.items() if name not in given}
+        with self._fastdit.run():
+            return host.__call__(self, *args, **kwargs, **defaults)
+
+    body = {
+        "__call__": call,
+        "__module__": host.__module__,
+        "__qualname__": host.__qualname__,
+        "__doc__": host.__doc__,
+        # a new pipeline is always of diffusers' own class: loading and from_pipe go through it
+        **{name: getattr(host, name) for name in ("from_pretrained", "from_single_file") if hasattr(host, name)},
+        "__reduce__": _no_pickle,
+    }
+    return type(host.__name__, (FastDiTPipeline, host), body)
+
+
+def _no_pickle(self: Any) -> Any:
+    raise TypeError("an accelerated pipeline cannot be pickled or deep-copied: restore it first, or load it again")
+
+
+def extend(pipe: Any, recipe: Recipe) -> Any:
+    """Attach a recipe to a loaded pipeline and extend the class of this one instance."""
+    if isinstance(pipe, FastDiTPipeline):
+        raise ValueError("this pipeline is already accelerated: use pipe.set_methods([...])")
+    defaults = call_defaults(pipe, recipe)
+    engine = Engine(pipe, recipe.methods)
+    pipe.__class__ = _extended(type(pipe))
+    pipe._fastdit, pipe._fastdit_call = engine, defaults
+    return pipe
+
+
+class Handle:
+    """An acceleration in place: a context manager; `restore()` undoes everything, the class included."""
+
+    def __init__(self, target: Any, methods: Methods) -> None:
+        self._target, self._is_pipe = target, hasattr(target, "components")
+        recipe = as_recipe(methods)
+        if self._is_pipe:
+            self._engine: Engine = extend(target, recipe)._fastdit
+            return
+        if getattr(getattr(target, "_orig_mod", target), "_fastdit_handle", None) is not None:
+            raise ValueError("this transformer is already accelerated: restore its handle first")
+        self._engine = Engine(target, recipe.methods)
+        self._engine.watching.set_attribute(getattr(target, "_orig_mod", target), "_fastdit_handle", self)
+
+    @property
+    def report(self) -> RunReport:
+        """The last run's report; of a bare transformer, everything since it was accelerated."""
+        return self._engine.report
+
+    def dense(self) -> contextlib.AbstractContextManager[None]:
+        return self._engine.dense()
+
+    def restore(self) -> None:
+        """Put everything back; calling it twice is allowed."""
+        if not self._is_pipe:
+            self._engine.detach()
+        elif isinstance(self._target, FastDiTPipeline) and self._target._fastdit is self._engine:
+            restore(self._target)
+
+    def __enter__(self) -> "Handle":
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self.restore()
+
+
+def accelerate(target: Any, methods: Methods) -> Handle:
+    """Accelerate a diffusers pipeline or a bare transformer in place; undone by `with` or by `handle.restore()`."""
+    return Handle(target, methods)
+
+
+def restore(target: Any) -> None:
+    """Undo `accelerate` or FastDiTPipeline's methods on a pipeline (class included) or a transformer."""
+    if isinstance(target, FastDiTPipeline):
+        target._fastdit.detach()
+        del target._fastdit, target._fastdit_call
+        target.__class__ = type(target).__bases__[1]
+        return
+    handle = getattr(getattr(target, "_orig_mod", target), "_fastdit_handle", None)
+    if handle is None:
+        raise ValueError(f"this {type(target).__name__} is not accelerated by fastdit: there is nothing to restore")
+    handle.restore()

@@ -1,0 +1,243 @@
+"""Tiny real pipelines of every family: diffusers' own classes, 2 layers, 2 heads, random weights, no download.
+
+Each row makes a pipeline without encoders and VAE (their outputs are given as arguments, latents are returned) and says
+how to call it. `batch` samples differ from each other in prompt and noise.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    UniPCMultistepScheduler,
+)
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """`make()` builds the pipeline; `call(pipe, batch, size, steps)` runs it and returns latents (batch, ...)."""
+
+    name: str
+    family: str
+    make: Callable[[], Any]
+    arguments: Callable[[Any, int, int], dict[str, Any]]
+
+    def call(self, pipe: Any, batch: int = 1, size: int = 16, steps: int = 3, sample: int | None = None, **more: Any):
+        """Run `steps` steps on `size` x `size` latents; `sample` picks one sample of the batch to run alone."""
+        arguments = self.arguments(pipe, batch, size)
+        if sample is not None:
+            arguments = {
+                k: v[sample : sample + 1] if (torch.is_tensor(v) or isinstance(v, list)) and len(v) == batch else v
+                for k, v in arguments.items()
+            }
+        pipe.set_progress_bar_config(disable=True)
+        out = pipe(**arguments, num_inference_steps=steps, output_type="latent", return_dict=False, **more)
+        return torch.as_tensor(out[0])
+
+
+def noise(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def weights(cls: Any, **config: Any) -> Any:
+    """A transformer with random weights that let every part speak (diffusers' own zeros would hide blocks)."""
+    torch.manual_seed(0)
+    model = cls(**config).eval().requires_grad_(False)
+    generator = torch.Generator().manual_seed(1)
+    for parameter in model.parameters():
+        if parameter.ndim == 1 or not parameter.any():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def flow_euler() -> Any:
+    return FlowMatchEulerDiscreteScheduler(shift=3.0)
+
+
+# --- images ---------------------------------------------------------------------------------------------------------
+
+
+def make_dit() -> Any:
+    transformer = weights(
+        diffusers.DiTTransformer2DModel, num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=8,
+        num_layers=2, sample_size=16, patch_size=2, num_embeds_ada_norm=1000,
+    )  # fmt: skip
+    vae = diffusers.AutoencoderKL(block_out_channels=(8,), norm_num_groups=2, layers_per_block=1)
+    return diffusers.DiTPipeline(transformer, vae, DDIMScheduler(), id2label={i: f"class {i}" for i in range(10)})
+
+
+def dit_arguments(pipe: Any, batch: int, size: int) -> dict[str, Any]:
+    generators = [torch.Generator().manual_seed(seed) for seed in range(batch)]
+    return {"class_labels": list(range(1, batch + 1)), "generator": generators, "guidance_scale": 4.0}
+
+
+def make_pixart(sigma: bool = False) -> Any:
+    transformer = weights(
+        diffusers.PixArtTransformer2DModel, num_attention_heads=2, attention_head_dim=16, in_channels=4,
+        out_channels=8, num_layers=2, cross_attention_dim=32, caption_channels=24, sample_size=16, patch_size=2,
+        use_additional_conditions=False,
+    )  # fmt: skip
+    cls = diffusers.PixArtSigmaPipeline if sigma else diffusers.PixArtAlphaPipeline
+    vae = diffusers.AutoencoderKL(block_out_channels=(8,), norm_num_groups=2, layers_per_block=1)
+    return cls(tokenizer=None, text_encoder=None, vae=vae, transformer=transformer, scheduler=DPMSolverMultistepScheduler())
+
+
+def pixart_arguments(pipe: Any, batch: int, size: int) -> dict[str, Any]:
+    mask = torch.ones(batch, 7, dtype=torch.long)
+    mask[-1, 5:] = 0
+    return {
+        "prompt": None,
+        "negative_prompt": None,
+        "prompt_embeds": noise(batch, 7, 24, seed=1),
+        "prompt_attention_mask": mask,
+        "negative_prompt_embeds": torch.zeros(batch, 7, 24),
+        "negative_prompt_attention_mask": torch.ones(batch, 7, dtype=torch.long),
+        "latents": noise(batch, 4, size, size),
+        "height": size,
+        "width": size,
+        "guidance_scale": 4.0,
+        "use_resolution_binning": False,
+    }
+
+
+def make_flux() -> Any:
+    transformer = weights(
+        diffusers.FluxTransformer2DModel, num_attention_heads=2, attention_head_dim=16, in_channels=16, num_layers=1,
+        num_single_layers=1, joint_attention_dim=24, pooled_projection_dim=24, axes_dims_rope=(4, 6, 6),
+        guidance_embeds=True,
+    )  # fmt: skip
+    return diffusers.FluxPipeline(flow_euler(), None, None, None, None, None, transformer)
+
+
+def flux_arguments(pipe: Any, batch: int, size: int) -> dict[str, Any]:
+    pixels = size * pipe.vae_scale_factor
+    return {
+        "prompt_embeds": noise(batch, 5, 24, seed=1),
+        "pooled_prompt_embeds": noise(batch, 24, seed=2),
+        "latents": noise(batch, (size // 2) ** 2, 16),
+        "height": pixels,
+        "width": pixels,
+    }
+
+
+# --- videos ---------------------------------------------------------------------------------------------------------
+
+
+def wan_transformer(in_channels: int = 4, **more: Any) -> Any:
+    return weights(
+        diffusers.WanTransformer3DModel, patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=16,
+        in_channels=in_channels, out_channels=4, text_dim=24, freq_dim=16, ffn_dim=64, num_layers=2,
+        cross_attn_norm=True, rope_max_seq_len=32, **more,
+    )  # fmt: skip
+
+
+def make_wan(two: bool = False, expand: bool = False) -> Any:
+    return diffusers.WanPipeline(
+        tokenizer=None, text_encoder=None, vae=None,
+        scheduler=UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0),
+        transformer=wan_transformer(), transformer_2=wan_transformer() if two else None,
+        boundary_ratio=0.9 if two else None, expand_timesteps=expand,
+    )  # fmt: skip
+
+
+def wan_arguments(pipe: Any, batch: int, size: int) -> dict[str, Any]:
+    return {
+        "prompt_embeds": noise(batch, 6, 24, seed=1),
+        "negative_prompt_embeds": noise(batch, 6, 24, seed=2),
+        "latents": noise(batch, 4, 3, size, size),
+        "height": size * 8,
+        "width": size * 8,
+        "num_frames": 9,
+        "guidance_scale": 3.0,
+    }
+
+
+def make_hunyuan(condition: str | None = None) -> Any:
+    transformer = weights(
+        diffusers.HunyuanVideoTransformer3DModel, in_channels=4, out_channels=4, num_attention_heads=2,
+        attention_head_dim=16, num_layers=1, num_single_layers=1, num_refiner_layers=1, patch_size=2, patch_size_t=1,
+        guidance_embeds=condition is None, text_embed_dim=24, pooled_projection_dim=12, rope_axes_dim=(4, 6, 6),
+        image_condition_type=condition,
+    )  # fmt: skip
+    return diffusers.HunyuanVideoPipeline(None, None, transformer, None, flow_euler(), None, None)
+
+
+def hunyuan_arguments(pipe: Any, batch: int, size: int) -> dict[str, Any]:
+    mask = torch.ones(batch, 6, dtype=torch.bool)
+    mask[-1, 4:] = False
+    return {
+        "prompt_embeds": noise(batch, 6, 24, seed=1),
+        "pooled_prompt_embeds": noise(batch, 12, seed=2),
+        "prompt_attention_mask": mask,
+        "latents": noise(batch, 4, 3, size, size),
+        "height": size * 8,
+        "width": size * 8,
+        "num_frames": 9,
+    }
+
+
+def make_latte() -> Any:
+    transformer = weights(
+        diffusers.LatteTransformer3DModel, num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=8,
+        num_layers=2, cross_attention_dim=32, caption_channels=24, sample_size=16, patch_size=2, video_length=3,
+        norm_type="ada_norm_single", norm_elementwise_affine=False, activation_fn="gelu-approximate", attention_bias=True,
+    )  # fmt: skip
+    vae = diffusers.AutoencoderKL(block_out_channels=(8,), norm_num_groups=2, layers_per_block=1)
+    return diffusers.LattePipeline(None, None, vae, transformer, DDIMScheduler())
+
+
+def latte_arguments(pipe: Any, batch: int, size: int) -> dict[str, Any]:
+    return {
+        "prompt": None,
+        "negative_prompt": None,
+        "prompt_embeds": noise(batch, 7, 24, seed=1),
+        "negative_prompt_embeds": noise(batch, 7, 24, seed=2),
+        "latents": noise(batch, 4, 3, size, size),
+        "height": size,
+        "width": size,
+        "video_length": 3,
+        "guidance_scale": 4.0,
+    }
+
+
+def make_mochi() -> Any:
+    transformer = weights(
+        diffusers.MochiTransformer3DModel, patch_size=2, num_attention_heads=2, attention_head_dim=16, num_layers=2,
+        pooled_projection_dim=16, in_channels=4, text_embed_dim=24, time_embed_dim=4, max_sequence_length=7,
+    )  # fmt: skip
+    return diffusers.MochiPipeline(flow_euler(), None, None, None, transformer)
+
+
+def mochi_arguments(pipe: Any, batch: int, size: int) -> dict[str, Any]:
+    mask = torch.ones(batch, 7, dtype=torch.bool)
+    mask[-1, 5:] = False
+    return {
+        "prompt_embeds": noise(batch, 7, 24, seed=1),
+        "prompt_attention_mask": mask,
+        "negative_prompt_embeds": noise(batch, 7, 24, seed=2),
+        "negative_prompt_attention_mask": torch.ones(batch, 7, dtype=torch.bool),
+        "latents": noise(batch, 4, 3, size, size),
+        "height": size * 8,
+        "width": size * 8,
+        "num_frames": 13,
+        "guidance_scale": 4.0,
+    }
+
+
+TINY = [
+    Tiny("dit", "dit", make_dit, dit_arguments),
+    Tiny("pixart_alpha", "pixart", make_pixart, pixart_arguments),
+    Tiny("pixart_sigma", "pixart", lambda: make_pixart(sigma=True), pixart_arguments),
+    Tiny("flux", "flux", make_flux, flux_arguments),
+    Tiny("wan", "wan", make_wan, wan_arguments),
+    Tiny("wan22_a14b", "wan", lambda: make_wan(two=True), wan_arguments),
+    Tiny("wan22_ti2v", "wan", lambda: make_wan(expand=True), wan_arguments),
+    Tiny("hunyuan_video", "hunyuan_video", make_hunyuan, hunyuan_arguments),
+    Tiny("latte", "latte", make_latte, latte_arguments),
+    Tiny("mochi", "mochi", make_mochi, mochi_arguments),
+]
