@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
@@ -22,6 +23,7 @@ class SwapAttention(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+@torch.compiler.disable  # a compiled graph would hold the replacement and meet the open mode too: replaced twice
 def call_swapped(
     original: Callable[..., Any],
     arguments: dict[str, Any],

@@ -61,10 +61,16 @@ class StepClock:
         self.reset()
 
     def reset(self) -> None:
-        self.levels: Sequence[float] = ()
+        self.scheduler: Any = None
+        self._levels: Sequence[float] = ()
         self.step_index = 0
         self.pass_index = -1  # no forward of this step was seen yet
         self.open = False
+
+    @property
+    def levels(self) -> Sequence[float]:
+        """Noise of every step of this run: image- and video-to-video begin at a later step than the first."""
+        return self._levels[getattr(self.scheduler, "begin_index", None) or 0 :]
 
     @property
     def num_steps(self) -> int:
@@ -73,16 +79,17 @@ class StepClock:
     @property
     def noise(self) -> float | None:
         """Noise of the step under way, or None where no run is open."""
-        if not self.open or not self.levels:
+        levels = self.levels
+        if not self.open or not levels:
             return None
-        return self.levels[min(self.step_index, len(self.levels) - 1)]
+        return levels[min(self.step_index, len(levels) - 1)]
 
     def install(self, scheduler: Any, ledger: PatchLedger) -> None:
         """Put the clock on a scheduler instance, through the ledger."""
 
         def start() -> None:
             self.reset()
-            self.levels, self.open = noise_levels(scheduler), True
+            self.scheduler, self._levels, self.open = scheduler, noise_levels(scheduler), True
 
         def end_step() -> None:
             self.step_index += 1

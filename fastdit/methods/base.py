@@ -60,11 +60,13 @@ class Method:
     @staticmethod
     def from_dict(data: dict[str, Any]) -> "Method":
         """The method of a description; errors name the field and the mend."""
+        if not isinstance(data, dict) or not isinstance(data.get("method"), str):
+            raise ValueError(f"a method is an object with the key 'method', one of: {', '.join(load_methods())}")
         data = dict(data)
-        if "method" not in data:
-            raise ValueError(f"a method needs the key 'method', one of: {', '.join(load_methods())}")
         cls = load_methods()[data.pop("method")]
         version = data.pop("version", cls.version)
+        if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+            raise ValueError(f"{cls.name}: version must be a whole number of at least 1, got {version!r}")
         if version > cls.version:
             raise ValueError(f"{cls.name} is of version {version}, this fastdit knows {cls.version}: update fastdit")
         return cls.of(**data)

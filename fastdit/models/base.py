@@ -56,7 +56,8 @@ class ModelFamily:
 
     `layout(transformer, arguments)` reads the real geometry from a forward's arguments; `inputs(config, batch, frames,
     height, width)` makes inputs of the right shapes for a picture or video of that many latent frames, rows and
-    columns (`fastdit profile` runs them on the meta device). `offers` is what methods may ask for. `defaults(pipe)`
+    columns (`fastdit profile` runs them on the meta device). `offers` is what methods may ask for. `patch(config)` is
+    the side of a patch in latent pixels, `defaults(pipe)`
     gives call arguments that the pipeline needs for this model. `ready_skeleton` changes what cannot run on the meta device
     in the private copy that MACs are counted on. `quirks` are told to the user by `fastdit models`.
     """
@@ -73,6 +74,7 @@ class ModelFamily:
     prediction: Literal["flow", "epsilon"] = "flow"
     timestep_scale: float = 1000.0
     flow_shift: float = 1.0
+    patch: Callable[[Any], int] = lambda config: config.patch_size
     defaults: Callable[[Any], dict[str, Any]] = lambda pipe: {}
     ready_skeleton: Callable[[nn.Module], None] = lambda skeleton: None
     quirks: tuple[str, ...] = field(default=())

@@ -49,6 +49,7 @@ FLUX = register_family(
         guidance="embedded",
         timestep_scale=1.0,  # the pipeline passes t / 1000
         flow_shift=3.0,
+        patch=lambda config: 2,  # the pipeline packs 2x2 latent pixels
         quirks=("rotary rows have no batch axis, so samples that merge differently attend one by one",),
     )
 )

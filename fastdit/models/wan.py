@@ -37,6 +37,7 @@ WAN = register_family(
         rotary=Rotary("rotary_emb", axis=1, batched=True),
         guidance="two passes",
         flow_shift=5.0,
+        patch=lambda config: config.patch_size[1],
         quirks=(
             "Wan 2.2 A14B switches between two transformers at boundary_ratio: methods attach to both",
             "TI2V-5B has a timestep per token, so its modulation (B, N, 6, C) is reduced with the tokens",

@@ -72,7 +72,7 @@ class Engine:
         self.watching, self.changes = PatchLedger(), PatchLedger()
         self.attached: list[Attached] = []
         self.methods: list[Method] = []
-        self.running = False
+        self.running = self.set_aside = False
         self.attach(methods)
 
     def attach(self, methods: Sequence[Method]) -> None:
@@ -83,6 +83,9 @@ class Engine:
         try:
             for name, module in transformers.items():
                 module = getattr(module, "_orig_mod", module)
+                if "_fastdit_engine" in vars(module):
+                    raise ValueError(f"this {name} is accelerated already, alone or in a pipeline: restore it there first")
+                self.watching.set_attribute(module, "_fastdit_engine", self)
                 host = Host(name, module, families[name])
                 if not families[name].attentions(module):
                     raise ValueError(f"{name}: no self-attention found where family {families[name].name} lists them")
@@ -104,9 +107,13 @@ class Engine:
             item.runtimes = bind(self.methods, item.host, self.changes)
         self.report = self._new_report()
 
+    def _uninstall(self) -> None:
+        self._start_runtimes()  # what offloading hooks or the like keep of ours passes through from now on
+        self.changes.undo()
+
     def detach(self) -> None:
         """Undo everything."""
-        self.changes.undo()
+        self._uninstall()
         self.watching.undo()
         self.attached.clear()
 
@@ -114,6 +121,8 @@ class Engine:
         """Exchange the methods; if the new ones are refused, the old ones come back."""
         if self.running:
             raise RuntimeError("set_methods(...) cannot be called while the pipeline runs: wait for its end")
+        if self.set_aside:
+            raise RuntimeError("set_methods(...) and restore() cannot be called inside dense(): leave it first")
         previous = self.methods
         self.detach()
         try:
@@ -127,12 +136,17 @@ class Engine:
         """Within, the model runs unaccelerated; runs are still timed and counted."""
         if self.running:
             raise RuntimeError("dense() cannot be entered while the pipeline runs: wait for its end")
-        self.changes.undo()
+        if self.set_aside:  # dense() inside dense()
+            yield
+            return
+        self._uninstall()
         for item in self.attached:
             item.runtimes = []
+        self.set_aside = True
         try:
             yield
         finally:
+            self.set_aside = False
             report = self.report
             self._install()
             self.report = report
@@ -209,7 +223,7 @@ class Engine:
             pass_index=max(clock.pass_index, 0),
         )
         if in_run and report.evaluations == 0:
-            self._refuse_nothing(item, forward)
+            self._refuse_nothing(forward)
         plans = [runtime.plan(forward) for runtime in item.runtimes]
         for runtime, plan in zip(item.runtimes, plans, strict=True):
             runtime.apply(plan, forward)
@@ -221,15 +235,18 @@ class Engine:
         for method, runtime, plan in zip(self.methods, item.runtimes, plans, strict=False):
             row.density[method.name] = runtime.book(plan, forward)
 
-    def _refuse_nothing(self, item: Attached, forward: Forward) -> None:
+    def _refuse_nothing(self, forward: Forward) -> None:
         """Before the first forward: an error if no method would act in this run; a note for those that would not."""
-        idle, busy = [], 0
-        for method, runtime in zip(self.methods, item.runtimes, strict=False):
-            reason = runtime.acts(forward.layout, self.clock.levels)
-            busy += reason is None or method.neutral
-            runtime.report.reason = "neutral setting" if method.neutral else reason or ""
-            if reason and not method.neutral:
-                idle.append(f"{method.name}: {reason}")
+        idle, busy = [], False
+        for item in self.attached:
+            for method, runtime in zip(self.methods, item.runtimes, strict=False):
+                reason = "neutral setting" if method.neutral else runtime.acts(forward.layout, self.clock.levels)
+                runtime.report.reason = reason or ""
+                if reason and not method.neutral:
+                    idle.append(f"{method.name}: {reason}")
+                else:
+                    busy = True
+        idle = list(dict.fromkeys(idle))  # two transformers have the same reason
         if idle and not busy:
             raise NothingAccelerated("; ".join(idle))
         self.report.warnings += idle

@@ -57,6 +57,11 @@ class FastDiTPipeline:
         """The methods at work."""
         return tuple(self._fastdit.methods)
 
+    @property
+    def call_defaults(self) -> dict[str, Any]:
+        """Call arguments that are used where the caller gives none, from the recipe and the model family."""
+        return dict(self._fastdit_call)
+
     def dense(self) -> contextlib.AbstractContextManager[None]:
         """Within this context the model runs unaccelerated, bit-exact."""
         return self._fastdit.dense()
@@ -64,8 +69,9 @@ class FastDiTPipeline:
     def set_methods(self, methods: Methods) -> None:
         """Exchange the methods; a refusal leaves the old ones in place. Call it too after changing the model itself."""
         recipe = as_recipe(methods)
+        defaults = call_defaults(self, recipe)
         self._fastdit.set_methods(recipe.methods)
-        self._fastdit_call = call_defaults(self, recipe)
+        self._fastdit_call = defaults
 
     def restore(self) -> None:
         """Remove the methods and all that they installed; the class stays, so that methods can be set again."""
@@ -82,6 +88,23 @@ def call_defaults(pipe: Any, recipe: Recipe) -> dict[str, Any]:
     return {name: value for name, value in defaults.items() if name in known}
 
 
+_CONSTRUCTORS = ("from_pretrained", "from_single_file", "from_pipe")
+
+
+def check_size(pipe: Any, given: dict[str, Any]) -> None:
+    """ValueError for a height or width that the VAE and the patches do not divide, before any work starts."""
+    if given.get("use_resolution_binning", "use_resolution_binning" in inspect.signature(type(pipe).__call__).parameters):
+        return  # the pipeline itself goes to the nearest size that it knows
+    transformer = transformers_of(pipe)["transformer"]
+    scale = getattr(pipe, "vae_scale_factor_spatial", None) or getattr(pipe, "vae_scale_factor", 1)
+    multiple = scale * family_of(transformer).patch(transformer.config)
+    for name in ("height", "width"):
+        value = given.get(name)
+        if value is not None and value % multiple:
+            lower = max(multiple, value // multiple * multiple)
+            raise ValueError(f"{name} {value} is not divisible by {multiple}: use {lower} or {lower + multiple}")
+
+
 @functools.cache
 def _extended(host: type) -> type:
     """The host's class with FastDiTPipeline in front: same name, same signatures, no `__init__` of its own."""
@@ -90,6 +113,7 @@ def _extended(host: type) -> type:
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         given = inspect.signature(host.__call__).bind_partial(self, *args, **kwargs).arguments
         defaults = {name: value for name, value in self._fastdit_call.items() if name not in given}
+        check_size(self, {**given, **defaults})
         with self._fastdit.run():
             return host.__call__(self, *args, **kwargs, **defaults)
 
@@ -99,7 +123,7 @@ def _extended(host: type) -> type:
         "__qualname__": host.__qualname__,
         "__doc__": host.__doc__,
         # a new pipeline is always of diffusers' own class: loading and from_pipe go through it
-        **{name: getattr(host, name) for name in ("from_pretrained", "from_single_file") if hasattr(host, name)},
+        **{name: getattr(host, name) for name in _CONSTRUCTORS if hasattr(host, name)},
         "__reduce__": _no_pickle,
     }
     return type(host.__name__, (FastDiTPipeline, host), body)
@@ -129,8 +153,6 @@ class Handle:
         if self._is_pipe:
             self._engine: Engine = extend(target, recipe)._fastdit
             return
-        if getattr(getattr(target, "_orig_mod", target), "_fastdit_handle", None) is not None:
-            raise ValueError("this transformer is already accelerated: restore its handle first")
         self._engine = Engine(target, recipe.methods)
         self._engine.watching.set_attribute(getattr(target, "_orig_mod", target), "_fastdit_handle", self)
 

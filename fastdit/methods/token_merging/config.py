@@ -54,7 +54,10 @@ class TokenMerging(Method):
 
     def __post_init__(self) -> None:
         set_ = object.__setattr__
-        set_(self, "density", Schedule.parse(self.density))
+        try:
+            set_(self, "density", Schedule.parse(self.density))
+        except ValueError as error:
+            raise ValueError(f"density: {error}") from None
         for value in self.density.values():
             if not 0 < value <= 1:
                 raise ValueError(f"density must lie in (0, 1], got {value:g}: 0.5 keeps half of the tokens, 1 is dense")

@@ -89,6 +89,10 @@ class TokenMergingRuntime:
     def start(self) -> None:
         self.slots: dict[tuple[int, int], Slot] = {}  # (pass, group of blocks) -> its matching
         self.last: dict[int, tuple] = {}  # pass -> what its matchings were found for
+        for wrapper in self.host.wrappers if self.uses_attention else ():
+            wrapper.tokens = None
+        for block in self.merged_blocks.values():
+            block.step = None
 
     def tokens(self, layout: TokenLayout) -> int:
         """Tokens that may be merged: in block scope the host's protected rows are left out."""
@@ -119,6 +123,7 @@ class TokenMergingRuntime:
     def plan(self, forward: Forward) -> MergePlan | None:
         rows = self.rows(forward.layout, forward.noise)
         if rows >= self.tokens(forward.layout) or not self.layers:
+            self.last.pop(forward.pass_index, None)  # what follows a dense step finds its tokens anew
             return None
         key = (forward.layout, forward.batch, rows)
         stale = self.last.get(forward.pass_index) != key or forward.step_index < 0

@@ -1,0 +1,35 @@
+"""The command line. Commands import what they need when they run, so that `fastdit --help` is instant."""
+
+import sys
+
+import typer
+
+from fastdit.cli import compare, env, generate, methods, models, profile
+
+app = typer.Typer(
+    name="fastdit",
+    help="Make diffusion transformers fast, and see what it cost and what it saved.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("generate")(generate.generate)
+app.command("compare")(compare.compare)
+app.command("methods")(methods.methods)
+app.command("models")(models.models)
+app.command("profile")(profile.profile)
+app.command("env")(env.env)
+
+
+def main() -> None:
+    """Run a command; bad input is one line on stderr and exit code 2, Ctrl-C is exit code 130."""
+    try:
+        app()
+    except (ValueError, OSError, RuntimeError) as error:
+        if "--debug" in sys.argv or type(error).__module__ == "torch":
+            raise
+        print(f"fastdit: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("fastdit: interrupted", file=sys.stderr)
+        sys.exit(130)

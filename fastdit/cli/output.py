@@ -1,0 +1,87 @@
+"""Writing pictures and videos whole or not at all, and printing reports."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+PICTURES, VIDEOS = (".png", ".jpg", ".jpeg", ".webp"), (".mp4", ".gif", ".webm")
+
+
+def check_output(path: Path, expected_bytes: int = 8 << 20) -> None:
+    """Before any work: the folder exists, the file type is known, and there is room on the disk."""
+    if path.suffix.lower() not in PICTURES + VIDEOS:
+        raise ValueError(f"-o {path}: unknown file type {path.suffix!r}, use one of {' '.join(PICTURES + VIDEOS)}")
+    folder = path.parent
+    if not folder.is_dir():
+        raise ValueError(f"-o {path}: folder {folder} does not exist, make it first")
+    if not os.access(folder, os.W_OK):
+        raise ValueError(f"-o {path}: folder {folder} is not writable")
+    free = shutil.disk_usage(folder).free
+    if free < expected_bytes:
+        raise ValueError(f"-o {path}: only {free >> 20} MiB free on that disk, {expected_bytes >> 20} MiB needed")
+
+
+def numbered(path: Path, index: int, count: int) -> Path:
+    """out.png, or out-0.png, out-1.png, ... where there are several."""
+    return path if count == 1 else path.with_name(f"{path.stem}-{index}{path.suffix}")
+
+
+def save_picture(image: Any, path: Path, settings: dict[str, Any]) -> None:
+    """Write a PIL picture; a PNG carries its settings in the text chunk `fastdit`."""
+    more = {}
+    if path.suffix.lower() == ".png":
+        from PIL.PngImagePlugin import PngInfo
+
+        more["pnginfo"] = PngInfo()
+        more["pnginfo"].add_text("fastdit", json.dumps(settings))
+    _whole(path, lambda temporary: image.save(temporary, **more))
+
+
+def save_video(frames: Any, path: Path, fps: int) -> None:
+    """Write frames (F, H, W, 3), floats in [0, 1] or uint8."""
+    import imageio
+    import numpy as np
+
+    frames = np.asarray(frames)
+    if frames.dtype != np.uint8:
+        frames = (frames.clip(0, 1) * 255).round().astype(np.uint8)
+    more = {} if path.suffix.lower() == ".gif" else {"macro_block_size": 1}
+    _whole(path, lambda temporary: imageio.mimwrite(temporary, list(frames), fps=fps, **more))
+
+
+def _whole(path: Path, write: Any) -> None:
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        write(temporary)
+        temporary.replace(path)
+    except OSError as error:
+        raise ValueError(f"-o {path}: could not be written ({error})") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def print_report(report: Any) -> None:
+    """The report of a run as a table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from fastdit.core.report import human
+
+    console = Console(soft_wrap=True)
+    spent = f", {report.seconds:.2f} s" if report.seconds else ""
+    saved = f", {report.macs_dense / report.macs_executed:.2f}x fewer" if report.macs_executed else ""
+    console.print(
+        f"{report.steps} steps, {report.evaluations} evaluations{spent}; "
+        f"{human(report.macs_executed)}MAC of {human(report.macs_dense)}MAC dense{saved}",
+        highlight=False,
+    )
+    if report.methods:
+        table = Table("method", "layers", "calls", "density", "backend", "note")
+        for name, method in report.methods.items():
+            density = "" if method.density is None else f"{method.density:.3f}"
+            table.add_row(name, str(method.layers), str(method.calls), density, method.backend, method.reason)
+        console.print(table)
+    for text in report.warnings:
+        console.print(f"[yellow]warning:[/] {text}", highlight=False)

@@ -1,0 +1,44 @@
+"""fastdit profile: what a run would cost, from the config alone."""
+
+from typing import Annotated
+
+import typer
+
+from fastdit.cli import options as o
+
+
+def profile(
+    model: o.ModelOption = o.DEFAULT_MODEL,
+    height: o.HeightOption = None,
+    width: o.WidthOption = None,
+    num_frames: o.FramesOption = None,
+    steps: o.StepsOption = None,
+    method: o.MethodOption = None,
+    recipe: o.RecipeOption = None,
+    guidance: Annotated[bool, typer.Option(help="count the guidance passes")] = True,
+) -> None:
+    """Predict MACs per forward and per run, dense and accelerated, on the meta device: no weights are needed."""
+    from rich.console import Console
+
+    from fastdit.cli.output import print_report
+    from fastdit.core.report import human
+    from fastdit.methods.token_merging import TokenMerging
+    from fastdit.pipelines.profiling import profile as predict
+    from fastdit.pipelines.profiling import read_model
+
+    chosen = o.recipe_from(method, recipe)
+    methods = list(chosen.methods) if chosen else [TokenMerging()]
+    loaded = read_model(model)
+    geometry = loaded.geometry(height, width, num_frames, steps)
+    report = predict(loaded, methods, geometry, guidance)
+    console = Console(soft_wrap=True)
+    console.print(
+        f"{model} ({loaded.family.title}): latents {geometry.frames} x {geometry.height} x {geometry.width}, predicted "
+        "from the config; seconds depend on the machine and are not predicted",
+        highlight=False,
+    )
+    dense = report.macs_dense / report.evaluations
+    per_forward = sorted({row.macs_executed / row.passes for row in report.rows})
+    spread = human(per_forward[0]) + ("" if len(per_forward) == 1 else f" to {human(per_forward[-1])}")
+    console.print(f"per forward: {human(dense)}MAC dense, {spread}MAC accelerated", highlight=False)
+    print_report(report)

@@ -1,0 +1,1 @@
+"""Measuring quality: knows no pipelines, works on arrays and callables."""

@@ -1,0 +1,137 @@
+"""Predicting a run from the config alone: MACs per step, dense and accelerated, on the meta device."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastdit.core.clock import vp_noise
+from fastdit.core.ledger import PatchLedger
+from fastdit.core.report import RunReport
+from fastdit.methods.base import Method
+from fastdit.methods.runtime import Forward, Host
+from fastdit.models import configs
+from fastdit.models.base import ModelFamily, load_families
+from fastdit.pipelines.counter import MacCounter, bind
+from fastdit.pipelines.engine import checked
+from fastdit.pipelines.loading import locate
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """A run's size: latent frames, rows and columns, and how many steps."""
+
+    frames: int
+    height: int
+    width: int
+    steps: int
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A transformer on the meta device with its usual geometry."""
+
+    transformer: Any
+    family: ModelFamily
+    vae_scale: int
+    frame_scale: int
+    usual: dict[str, int]
+
+    def geometry(
+        self, height: int | None, width: int | None, num_frames: int | None, steps: int | None
+    ) -> Geometry:
+        """Latent geometry of pixels and frames; ValueError names a size that does not divide."""
+        height, width = height or self.usual["height"], width or self.usual["width"]
+        num_frames = num_frames or self.usual.get("num_frames", 1)
+        multiple = self.vae_scale * self.family.patch(self.transformer.config)
+        for name, value in (("height", height), ("width", width)):
+            if value % multiple:
+                lower = max(multiple, value // multiple * multiple)
+                raise ValueError(f"{name} {value} is not divisible by {multiple}: use {lower} or {lower + multiple}")
+        frames = 1 if num_frames == 1 else (num_frames - 1) // self.frame_scale + 1
+        return Geometry(frames, height // self.vae_scale, width // self.vae_scale, steps or self.usual.get("steps", 50))
+
+
+def read_model(model: str) -> ModelConfig:
+    """The transformer of a shipped config, a bundled model or a diffusers folder, without weights."""
+    if model in configs.names():
+        data = configs.read(model)
+    else:
+        try:
+            data = _from_folder(Path(locate(model)))
+        except ValueError as error:
+            raise ValueError(f"{error}; configs that ship: {', '.join(configs.names())}") from None
+    family = _family_named(data["class"])
+    with torch.device("meta"):
+        transformer = family.transformer_class.from_config(data["config"]).eval()  # type: ignore[operator]
+    return ModelConfig(transformer, family, data["vae_scale"], data.get("frame_scale", 1), data)
+
+
+def _from_folder(folder: Path) -> dict[str, Any]:
+    if not (folder / "transformer" / "config.json").is_file():
+        raise ValueError(f"model {folder} is no local diffusers folder with a transformer/config.json")
+    config = json.loads((folder / "transformer" / "config.json").read_text())
+    vae_file = folder / "vae" / "config.json"
+    vae = json.loads(vae_file.read_text()) if vae_file.is_file() else {}
+    levels = len(vae.get("block_out_channels", vae.get("dim_mult", [1] * 4))) - 1
+    scale = vae.get("scale_factor_spatial", vae.get("spatial_compression_ratio", 2**levels))
+    size = config.get("sample_size") or 64
+    return {
+        "class": config["_class_name"],
+        "config": config,
+        "vae_scale": scale,
+        "frame_scale": vae.get("scale_factor_temporal", vae.get("temporal_compression_ratio", 4)),
+        "height": size * scale,
+        "width": size * scale,
+    }
+
+
+def _family_named(class_name: str) -> ModelFamily:
+    by_name = {family.transformer_class.__name__: family for _, family in load_families().items()}
+    if class_name not in by_name:
+        raise ValueError(f"no model family describes {class_name}; known: {', '.join(sorted(by_name))}")
+    return by_name[class_name]
+
+
+def noise_schedule(family: ModelFamily, steps: int) -> list[float]:
+    """The family's usual noise levels: shifted flow sigmas, or those of a VP model at evenly spaced timesteps."""
+    shares = [1 - index / steps for index in range(steps)]
+    if family.prediction == "flow":
+        return [family.flow_shift * u / (1 + (family.flow_shift - 1) * u) for u in shares]
+    betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
+    return vp_noise(torch.cumprod(1 - betas, 0), torch.tensor([999 * u for u in shares]))
+
+
+def profile(model: ModelConfig, methods: Sequence[Method], geometry: Geometry, guidance: bool = True) -> RunReport:
+    """A predicted report (no seconds, no memory): the same plans as a real run, counted on the meta device."""
+    family, transformer = model.family, model.transformer
+    methods = checked(methods, [family])
+    host = Host("transformer", transformer, family)
+    counter = MacCounter(host, methods)
+    runtimes = bind(methods, host, PatchLedger())
+    batch = 2 if guidance and family.guidance == "batched" else 1
+    passes = 2 if guidance and family.guidance == "two passes" else 1
+    inputs = family.inputs(transformer.config, batch, geometry.frames, geometry.height, geometry.width)
+    layout = family.layout(transformer, inputs)
+    report = RunReport(steps=geometry.steps)
+    for method, runtime in zip(methods, runtimes, strict=True):
+        report.methods[method.name] = runtime.report
+    levels = noise_schedule(family, geometry.steps)
+    for runtime in runtimes:
+        runtime.report.reason = runtime.acts(layout, levels) or ""
+    for step, noise in enumerate(levels):
+        row = report.row(step, noise)
+        for index in range(passes):
+            forward = Forward(layout, batch, noise, step, geometry.steps, index)
+            plans = [runtime.plan(forward) for runtime in runtimes]
+            dense, executed = counter.count((), inputs, plans or [None], forward)
+            for method, runtime, plan in zip(methods, runtimes, plans, strict=True):
+                row.density[method.name] = runtime.book(plan, forward)
+            row.passes, row.macs_dense, row.macs_executed = index + 1, row.macs_dense + dense, row.macs_executed + executed
+            report.evaluations += 1
+            report.macs_dense += dense
+            report.macs_executed += executed
+    return report

@@ -1,0 +1,99 @@
+"""What several test files share: tiny pipelines by name, cached dense outputs, call counting, snapshots of objects."""
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from methods_table import TABLE, Setting
+from tiny import TINY, Tiny
+from torch import nn
+
+from fastdit.core.errors import NothingAccelerated
+from fastdit.methods.base import load_methods
+from fastdit.models.base import load_families
+
+BY_NAME = {tiny.name: tiny for tiny in TINY}
+ON_EACH = pytest.mark.parametrize("tiny", TINY, ids=lambda tiny: tiny.name)
+
+
+def settings(kind: str) -> list[Any]:
+    """pytest parameters (tiny, setting) for every registered method's `neutral` or `active` settings on every row."""
+    return [
+        pytest.param(tiny, setting, id=f"{tiny.name}-{setting}")
+        for name in load_methods()
+        for setting in getattr(TABLE[name], kind)
+        for tiny in TINY
+        if not setting.method.missing(load_families()[tiny.family])
+    ]
+
+
+def first_settings(kind: str = "active") -> list[Setting]:
+    """One setting per registered method and seam."""
+    found: dict[tuple[str, Any], Setting] = {}
+    for name in load_methods():
+        for setting in getattr(TABLE[name], kind):
+            found.setdefault((name, setting.seam), setting)
+    return list(found.values())
+
+
+@functools.cache
+def dense_output(name: str, batch: int = 1, size: int = 16, steps: int = 3) -> torch.Tensor:
+    """The output of a fresh pipeline that never met fastdit."""
+    tiny: Tiny = BY_NAME[name]
+    return tiny.call(tiny.make(), batch=batch, size=size, steps=steps)
+
+
+@contextmanager
+def counted(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> Iterator[list[Any]]:
+    """A list that grows by the arguments of each call of `owner.name`."""
+    calls: list[Any] = []
+    original = getattr(owner, name)
+
+    @functools.wraps(original)
+    def spy(*args: Any, **kwargs: Any) -> Any:
+        calls.append((args, kwargs))
+        return original(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, spy)
+        yield calls
+
+
+def assert_close(actual: torch.Tensor, expected: torch.Tensor, rtol: float = 1e-5) -> None:
+    """Equal up to `rtol` of the largest value: rounding, not another result."""
+    assert actual.shape == expected.shape
+    assert (actual - expected).abs().max() <= rtol * expected.abs().max().clamp(min=1)
+
+
+def snapshot(pipe: Any) -> dict[tuple[str, str], Any]:
+    """Class, attribute names and object identities of every module of a pipeline, and of the scheduler and the pipe.
+
+    What a run itself exchanges (time steps, counters) is kept by type only.
+    """
+    found: dict[tuple[str, str], Any] = {}
+    for component, item in pipe.components.items():
+        for name, module in item.named_modules() if isinstance(item, nn.Module) else ():
+            where = f"{component}.{name}"
+            found[where, "class"] = type(module)
+            for key, value in vars(module).items():
+                inside = {k: id(v) for k, v in value.items()} if isinstance(value, dict) else None
+                found[where, key] = (id(value), inside) if not isinstance(value, (int, float, str)) else value
+    for where, item in (("scheduler", pipe.scheduler), ("pipe", pipe)):
+        found[where, "class"] = type(item)
+        found.update({(where, key): type(value) for key, value in vars(item).items()})
+    return found
+
+
+def assert_same_objects(before: dict, after: dict) -> None:
+    assert before.keys() == after.keys(), set(before) ^ set(after)
+    changed = {key: (before[key], after[key]) for key in before if before[key] != after[key]}
+    assert not changed, changed
+
+
+__all__ = [
+    "BY_NAME", "ON_EACH", "NothingAccelerated", "assert_close", "assert_same_objects", "counted", "dense_output",
+    "first_settings", "settings", "snapshot",
+]  # fmt: skip

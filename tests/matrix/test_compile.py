@@ -1,0 +1,82 @@
+"""Compiled blocks give the eager result, and the number of graphs does not grow with the number of steps."""
+
+import pytest
+import torch
+from helpers import BY_NAME, assert_close, first_settings
+from methods_table import ATTENTION, Setting
+from torch._dynamo.testing import CompileCounter
+
+from fastdit import TokenMerging, accelerate
+from fastdit.models.base import family_of
+
+GRAPHS_PER_BLOCK = 4  # dense / finding / following a matching, each cut where the attention call is taken over
+
+
+def compiled(pipe):
+    torch._dynamo.reset()
+    graphs = CompileCounter()  # runs eagerly what dynamo has captured, and counts
+    for _, block, _ in family_of(pipe.transformer).blocks(pipe.transformer):
+        block.compile(backend=graphs)
+    return graphs
+
+
+@pytest.fixture(autouse=True)
+def fresh_dynamo():
+    yield
+    torch._dynamo.reset()
+
+
+INSIDE = [Setting(TokenMerging(proportional=True), ATTENTION), Setting(TokenMerging(tokens="kv"), ATTENTION)]
+
+
+@pytest.mark.parametrize("setting", [*first_settings(), *INSIDE], ids=str)
+@pytest.mark.parametrize("name", ["pixart_alpha", "wan"])
+def test_compiled_blocks_equal_eager(name, setting):
+    tiny = BY_NAME[name]
+    pipe = tiny.make()
+    with accelerate(pipe, [setting.method]):
+        eager = tiny.call(pipe, steps=12)
+    graphs = compiled(pipe)
+    seen = {}
+    with accelerate(pipe, [setting.method]) as handle:
+        for steps in (4, 12):
+            out = tiny.call(pipe, steps=steps)
+            seen[steps] = graphs.frame_count
+        assert handle.report.methods["token_merging"].density < 1
+    assert_close(out, eager)
+    assert 0 < seen[12] <= 2 * GRAPHS_PER_BLOCK, seen
+    assert seen[12] == seen[4], "12 steps compiled more than 4 steps: something in the block changes with time"
+
+
+def test_a_schedule_compiles_once_per_density():
+    """Densities are quantised to 1/16, so a run has few shapes."""
+    tiny = BY_NAME["pixart_alpha"]
+    pipe = tiny.make()
+    method = TokenMerging(density="points:1=0.5:0.6=0.5:0.59=0.75:0=0.75", reducer="pool")
+    with accelerate(pipe, [method]):
+        eager = tiny.call(pipe, steps=12)
+    graphs = compiled(pipe)
+    with accelerate(pipe, [method]) as handle:
+        out = tiny.call(pipe, steps=12)
+        densities = {row.density["token_merging"] for row in handle.report.rows}
+        assert {0.5, 0.75} <= densities and len(densities) <= 3
+        first = graphs.frame_count
+        assert torch.equal(out, tiny.call(pipe, steps=12)) and graphs.frame_count == first
+    assert_close(out, eager)
+    assert first <= 2 * len(densities) * GRAPHS_PER_BLOCK
+
+
+@pytest.mark.parametrize("setting", first_settings(), ids=str)
+def test_a_transformer_compiled_as_a_whole(setting):
+    """`torch.compile(transformer)` before attaching: hooks go on the module inside."""
+    tiny = BY_NAME["pixart_alpha"]
+    pipe = tiny.make()
+    with accelerate(pipe, [setting.method]):
+        eager = tiny.call(pipe, steps=4)
+    dense = tiny.call(pipe, steps=4)
+    torch._dynamo.reset()
+    pipe.transformer = torch.compile(pipe.transformer, backend="eager")
+    with accelerate(pipe, [setting.method]) as handle:
+        assert_close(tiny.call(pipe, steps=4), eager)
+        assert handle.report.methods["token_merging"].calls == 8
+    assert_close(tiny.call(pipe, steps=4), dense)

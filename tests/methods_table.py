@@ -1,0 +1,92 @@
+"""One row per method for the free matrix: settings that must change nothing, and settings that must change something.
+
+A new method adds its row here and nothing else; `tests/matrix` does the rest.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastdit import TokenMerging
+from fastdit.attention.processor import ProcessorWrapper
+from fastdit.methods.base import Method
+from fastdit.methods.token_merging.block import MergedBlock
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A method, and the (class, function) that its calls go through where it is installed."""
+
+    method: Method
+    seam: tuple[type, str]
+
+    def __str__(self) -> str:
+        """A short name for test ids: what differs from the defaults."""
+        default = type(self.method)().to_dict()
+        own = {k: v for k, v in self.method.to_dict().items() if default[k] != v}
+        return "-".join([self.method.name, *(f"{k}={v}" for k, v in own.items())]).replace(" ", "")
+
+
+@dataclass(frozen=True)
+class Row:
+    """`falling` is one method at falling cost; `bad` are options that must be refused, each naming its field."""
+
+    neutral: tuple[Setting, ...]
+    active: tuple[Setting, ...]
+    falling: tuple[Method, ...]
+    command_lines: dict[str, Method]
+    bad: tuple[tuple[str, Any], ...]
+    clashes: tuple[tuple[Method, Method], ...] = field(default=())
+
+
+ATTENTION, BLOCK = (ProcessorWrapper, "run"), (MergedBlock, "__call__")
+
+TABLE: dict[str, Row] = {
+    "token_merging": Row(
+        neutral=(
+            Setting(TokenMerging(density=1), ATTENTION),
+            Setting(TokenMerging(density=1, scope="block"), BLOCK),
+        ),
+        active=(
+            Setting(TokenMerging(), ATTENTION),
+            Setting(TokenMerging(reducer="pool", reuse_steps=1), ATTENTION),
+            Setting(TokenMerging(reducer="prune", reuse_blocks=0), ATTENTION),
+            Setting(TokenMerging(tokens="q"), ATTENTION),
+            Setting(TokenMerging(tokens="kv", proportional=True), ATTENTION),
+            Setting(TokenMerging(proportional=True, density="linear:0.5:0.75"), ATTENTION),
+            Setting(TokenMerging(scope="block"), BLOCK),
+            Setting(TokenMerging(scope="block", reducer="prune"), BLOCK),
+        ),
+        falling=tuple(TokenMerging(density=density) for density in (1, 0.75, 0.5, 0.25)),
+        command_lines={
+            "token_merging": TokenMerging(),
+            "token-merging:density=0.3": TokenMerging(density=0.3),
+            "token_merging:density=linear:0.4:0.9,reducer=pool,layers=0.25:1,reuse-steps=3": TokenMerging(
+                density="linear:0.4:0.9", reducer="pool", layers=(0.25, 1), reuse_steps=3
+            ),
+            "token_merging:density=points:1=0.4:0=0.9,tokens=kv,proportional=true": TokenMerging(
+                density="points:1=0.4:0=0.9", tokens="kv", proportional=True
+            ),
+            "token_merging:scope=block,noise=0.2:0.9": TokenMerging(scope="block", noise=(0.2, 0.9)),
+        },
+        bad=(
+            ("density", 0),
+            ("density", 1.5),
+            ("density", -0.5),
+            ("density", "linear:0.4"),
+            ("density", float("nan")),
+            ("density", True),
+            ("reducer", "melt"),
+            ("scope", "head"),
+            ("tokens", "k"),
+            ("layers", (0.5, 0.5)),
+            ("layers", 3),
+            ("noise", (-0.1, 1)),
+            ("noise", "high"),
+            ("reuse_steps", 0),
+            ("reuse_steps", 1.5),
+            ("reuse_blocks", -1),
+            ("proportional", "yes"),
+        ),
+        clashes=((TokenMerging(), TokenMerging(reducer="pool")), (TokenMerging(), TokenMerging(scope="block"))),
+    ),
+}
