@@ -4,8 +4,9 @@
     python benchmarks/token_merging.py --pixels 512 --rounds 6
     python benchmarks/token_merging.py --neutral            # the wrapper alone, at density 1
 
-Real config with 8 of its 28 blocks and random weights, batch 2 (guidance), two steps a run, so that `reuse_steps` counts
-as it does in use. Dense and all variants take turns in one process. `realised` = measured ratio / predicted ratio.
+Real config with 8 of its 28 blocks and random weights, batch 2 (guidance), two steps a run, so that
+`reuse_steps` counts as it does in use. Dense and all variants take turns in one process.
+`realised` = measured ratio / predicted ratio.
 """
 
 import argparse
@@ -74,7 +75,9 @@ def variants(pixels: int, rounds: int, blocks: int, only: list[str]) -> None:
         handles[name] = accelerate(pipe, [TokenMerging(**options)])
         functions[name] = functools.partial(run, pipe, pixels, 2)
     seconds = in_turns(functions, rounds)
-    print(f"PixArt-XL/2, {blocks} blocks, {pixels} px = {(pixels // 16) ** 2} tokens, batch 2, density 0.5; {machine()}")
+    print(
+        f"PixArt-XL/2, {blocks} blocks, {pixels} px = {(pixels // 16) ** 2} tokens, batch 2, density 0.5; {machine()}"
+    )
     print(f"dense: {statistics.median(seconds['dense']):.2f} s for 2 steps, {rounds} rounds")
     print("| variant | predicted | measured (95 %) | realised |\n|---|---|---|---|")
     for name, handle in handles.items():
@@ -101,7 +104,8 @@ def neutral(rounds: int) -> None:
     wrapped = pipeline(4, weights_of(plain))
     accelerate(wrapped, [TokenMerging(density=1)])
     functions = {
-        name: functools.partial(run, pipe, 512, 1, guidance=1.0) for name, pipe in (("plain", plain), ("wrapped", wrapped))
+        name: functools.partial(run, pipe, 512, 1, guidance=1.0)
+        for name, pipe in (("plain", plain), ("wrapped", wrapped))
     }
     seconds = in_turns(functions, rounds, warmup=2)
     middle, low, high = ratio(seconds["wrapped"], seconds["plain"])

@@ -1,6 +1,6 @@
 """Accelerate a pipeline that you already have, look at what ran, and put everything back.
 
-    python examples/accelerate_existing.py
+python examples/accelerate_existing.py
 """
 
 import torch

@@ -1,6 +1,6 @@
 """The bundled model from Python: dense and accelerated pictures from the same noise.
 
-    python examples/bundled_model.py
+python examples/bundled_model.py
 """
 
 import torch

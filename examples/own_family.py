@@ -1,6 +1,6 @@
 """Describe a transformer that fastdit does not ship, and accelerate it: here Stable Diffusion 3's.
 
-    python examples/own_family.py
+python examples/own_family.py
 """
 
 import torch

@@ -1,6 +1,6 @@
 """PixArt-Sigma from the Hub at 1024 px with merged tokens (downloads about 21 GB; a GPU with 24 GB is advised).
 
-    python examples/pixart_from_hub.py
+python examples/pixart_from_hub.py
 """
 
 import torch

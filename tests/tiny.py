@@ -84,7 +84,9 @@ def make_pixart(sigma: bool = False) -> Any:
     )  # fmt: skip
     cls = diffusers.PixArtSigmaPipeline if sigma else diffusers.PixArtAlphaPipeline
     vae = diffusers.AutoencoderKL(block_out_channels=(8,), norm_num_groups=2, layers_per_block=1)
-    return cls(tokenizer=None, text_encoder=None, vae=vae, transformer=transformer, scheduler=DPMSolverMultistepScheduler())
+    return cls(
+        tokenizer=None, text_encoder=None, vae=vae, transformer=transformer, scheduler=DPMSolverMultistepScheduler()
+    )
 
 
 def pixart_arguments(pipe: Any, batch: int, size: int) -> dict[str, Any]:
@@ -185,7 +187,8 @@ def make_latte() -> Any:
     transformer = weights(
         diffusers.LatteTransformer3DModel, num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=8,
         num_layers=2, cross_attention_dim=32, caption_channels=24, sample_size=16, patch_size=2, video_length=3,
-        norm_type="ada_norm_single", norm_elementwise_affine=False, activation_fn="gelu-approximate", attention_bias=True,
+        norm_type="ada_norm_single", norm_elementwise_affine=False, activation_fn="gelu-approximate",
+        attention_bias=True,
     )  # fmt: skip
     vae = diffusers.AutoencoderKL(block_out_channels=(8,), norm_num_groups=2, layers_per_block=1)
     return diffusers.LattePipeline(None, None, vae, transformer, DDIMScheduler())

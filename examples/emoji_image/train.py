@@ -114,7 +114,7 @@ def save(pipe: PixArtAlphaPipeline, averages: list[torch.Tensor], weights: list[
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum made orthogonal by Newton-Schulz iterations (Jordan et al., 2024), for weight matrices of equal shapes."""
+    """Momentum made orthogonal by Newton-Schulz iterations (Jordan et al., 2024), for weight matrices."""
 
     def __init__(self, params, lr: float, momentum: float = 0.95):
         super().__init__(params, {"lr": lr, "momentum": momentum})

@@ -90,7 +90,9 @@ def main() -> None:
     while progress < 1:
         progress = (time.monotonic() - start) / (60 * args.minutes)
         for group in optimizer.param_groups:
-            group["lr"] = args.lr * min(1, (step + 1) / 50) * max(0.01, 0.5 * (1 + math.cos(math.pi * min(1, progress))))
+            group["lr"] = (
+                args.lr * min(1, (step + 1) / 50) * max(0.01, 0.5 * (1 + math.cos(math.pi * min(1, progress))))
+            )
         half = args.batch // 2
         x = torch.cat([everything[torch.randint(len(everything), (half,))], own[torch.randint(len(own), (half,))]])
         loss, mse = loss_of(vae, x.contiguous(memory_format=torch.channels_last))
@@ -100,7 +102,9 @@ def main() -> None:
         optimizer.step()
         step += 1
         if step % 50 == 0:
-            print(f"step {step} {time.monotonic() - start:.0f} s loss {loss.item():.4f} mse {mse.item():.5f}", flush=True)
+            print(
+                f"step {step} {time.monotonic() - start:.0f} s loss {loss.item():.4f} mse {mse.item():.5f}", flush=True
+            )
     vae.eval()
     print(f"PSNR {psnr(vae, own):.2f} dB on the trained captions, {psnr(vae, everything):.2f} dB on all")
     standardise(vae, own)

@@ -54,7 +54,7 @@ class ProcessorWrapper:
 
 
 @functools.cache
-def _wrapper_class(original: type) -> type[ProcessorWrapper]:
+def _wrapper_class(original: Any) -> type[ProcessorWrapper]:
     """A wrapper whose `__call__` shows the original's signature: hosts filter keyword arguments by it."""
     signature = inspect.signature(original.__call__)
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -71,6 +71,6 @@ def wrap(original: Any, rotary: Rotary | None) -> ProcessorWrapper:
     """A wrapper around a processor; ValueError for processors that are modules with weights of their own."""
     if isinstance(original, torch.nn.Module):
         raise ValueError(
-            f"{type(original).__name__} holds weights (an IP-Adapter): unload the adapter before accelerating this model"
+            f"{type(original).__name__} holds weights (an IP-Adapter): unload the adapter before accelerating"
         )
-    return _wrapper_class(type(original))(original, rotary)
+    return _wrapper_class(type(original))(original, rotary)  # type: ignore[arg-type]

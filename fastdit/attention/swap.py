@@ -35,7 +35,7 @@ def call_swapped(
         result = original(**arguments)
     if swap.calls != 1:
         raise RuntimeError(
-            f"{describe()} made {swap.calls} scaled_dot_product_attention calls where one is expected: choose the native "
-            "backend (transformer.reset_attention_backend()) for methods that work inside the attention call"
+            f"{describe()} made {swap.calls} scaled_dot_product_attention calls where one is expected: choose the "
+            "native backend (transformer.reset_attention_backend()) for methods that work inside the attention call"
         )
     return result

@@ -60,7 +60,7 @@ def reduce_rotary(
 
     `axis` is the row axis. Tables with a batch axis (axis 1) come back with one, as a single pair.
     """
-    cos, sin = (table.movedim(axis, 0) for table in tables)  # (S, ...), with the batch axis of 1 behind where there is one
+    cos, sin = (table.movedim(axis, 0) for table in tables)  # (S, ...); a batch axis of 1 comes second
     text = len(cos) - layout.tokens
     first = text if layout.text == "first" else 0
     visual = slice(first, first + layout.tokens)
@@ -69,13 +69,11 @@ def reduce_rotary(
     rows = match.rotary_rows(cos[visual], sin[visual], layout)  # (B, M, ...) twice
     if axis == 1:
         return (rows,)
-    return tuple(
-        tuple(
-            torch.cat([table[:first], row, table[first + layout.tokens :]])
-            for table, row in zip((cos, sin), sample, strict=True)
-        )
-        for sample in zip(*rows, strict=True)
-    )  # type: ignore[return-value]
+
+    def whole(table: Tensor, reduced: Tensor) -> Tensor:
+        return torch.cat([table[:first], reduced, table[first + layout.tokens :]])
+
+    return tuple((whole(cos, c), whole(sin, s)) for c, s in zip(*rows, strict=True))
 
 
 def reduce_mask(mask: Tensor | None, removed: int, sequence: int, layout: TokenLayout) -> Tensor | None:
@@ -92,4 +90,6 @@ def reduce_mask(mask: Tensor | None, removed: int, sequence: int, layout: TokenL
 def check_maskless(mask: Tensor | None, layout: TokenLayout) -> None:
     """Refuse a mask over the visual tokens themselves where there is no text: no host sets one."""
     if mask is not None and layout.text == "none":
-        raise ValueError("attention_mask over image or video tokens cannot be combined with token merging: leave it out")
+        raise ValueError(
+            "attention_mask over image or video tokens cannot be combined with token merging: leave it out"
+        )

@@ -1,5 +1,6 @@
 """The command line. Commands import what they need when they run, so that `fastdit --help` is instant."""
 
+import os
 import sys
 
 import typer
@@ -22,11 +23,11 @@ app.command("env")(env.env)
 
 
 def main() -> None:
-    """Run a command; bad input is one line on stderr and exit code 2, Ctrl-C is exit code 130."""
+    """Run a command; bad input is one line on stderr and exit code 2 (FASTDIT_DEBUG=1 shows where)."""
     try:
         app()
     except (ValueError, OSError, RuntimeError) as error:
-        if "--debug" in sys.argv or type(error).__module__ == "torch":
+        if os.environ.get("FASTDIT_DEBUG"):
             raise
         print(f"fastdit: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)

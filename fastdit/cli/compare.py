@@ -70,7 +70,7 @@ def compare(
 
     seconds = {name: statistics.median(report.seconds for _, report in done) for name, done in runs.items()}
     ratios = [d[1].seconds / a[1].seconds for d, a in zip(runs["dense"], runs["accelerated"], strict=True)]
-    (dense, dense_report), (fast, fast_report) = runs["dense"][0], runs["accelerated"][0]
+    (dense, _), (fast, fast_report) = runs["dense"][0], runs["accelerated"][0]
     ratio = f"{seconds['dense'] / seconds['accelerated']:.2f}x ({min(ratios):.2f} to {max(ratios):.2f})"
     rows = [
         ("seconds, median", f"{seconds['dense']:.2f}", f"{seconds['accelerated']:.2f}", ratio),

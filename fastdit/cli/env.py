@@ -11,7 +11,16 @@ def env() -> None:
     from importlib.metadata import PackageNotFoundError, version
 
     typer.echo(f"python {platform.python_version()} on {platform.platform()}, {os.cpu_count()} CPUs")
-    for package in ("fastdit", "torch", "torchvision", "diffusers", "transformers", "accelerate", "safetensors", "peft"):
+    for package in (
+        "fastdit",
+        "torch",
+        "torchvision",
+        "diffusers",
+        "transformers",
+        "accelerate",
+        "safetensors",
+        "peft",
+    ):
         try:
             typer.echo(f"{package} {version(package)}")
         except PackageNotFoundError:

@@ -24,11 +24,15 @@ def generate(
     negative_prompt: o.NegativeOption = None,
     image: Annotated[Path | None, typer.Option("--image", help="first frame for image-to-video models")] = None,
     lora: Annotated[str | None, typer.Option("--lora", metavar="PATH[:SCALE]")] = None,
-    offload: Annotated[str, typer.Option("--offload", metavar="none|model", help="model: only the part at work stays on the device")] = "none",
+    offload: Annotated[
+        str, typer.Option("--offload", metavar="none|model", help="model: only the part at work stays on the device")
+    ] = "none",
     dtype: o.DtypeOption = "auto",
     device: o.DeviceOption = "auto",
     compile: Annotated[bool, typer.Option("--compile", help="compile the transformer blocks one by one")] = False,
-    output: Annotated[Path, typer.Option("-o", "--output", help="file to write; several get numbers")] = Path("out.png"),
+    output: Annotated[Path, typer.Option("-o", "--output", help="file to write; several get numbers")] = Path(
+        "out.png"
+    ),
 ) -> None:
     """Generate pictures or videos. Without -m and --recipe the recipe that ships beside the model is used."""
     from fastdit.cli.output import check_output, numbered, print_report, save_picture, save_video

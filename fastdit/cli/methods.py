@@ -24,7 +24,13 @@ def methods(name: Annotated[str | None, typer.Argument(help="show only this one"
         for field in dataclasses.fields(cls):
             choices = field.metadata.get("choices")
             low, high = field.metadata.get("range", ("", ""))
-            values = ", ".join(choices) if choices else f"{low}..{'' if high is None else high}" if high != "" else "true, false"
+            values = (
+                ", ".join(choices)
+                if choices
+                else f"{low}..{'' if high is None else high}"
+                if high != ""
+                else "true, false"
+            )
             default = field.default
             shown = ":".join(f"{x:g}" for x in default) if isinstance(default, tuple) else str(default)
             table.add_row(field.name, shown, values, field.metadata["help"])

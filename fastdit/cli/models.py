@@ -6,7 +6,9 @@ import typer
 
 
 def models(
-    prompts: Annotated[str | None, typer.Option("--prompts", metavar="NAME", help="captions a bundled model knows")] = None,
+    prompts: Annotated[
+        str | None, typer.Option("--prompts", metavar="NAME", help="captions a bundled model knows")
+    ] = None,
 ) -> None:
     """List model families with the support matrix, bundled models, and configs for `fastdit profile`."""
     from fastdit import zoo

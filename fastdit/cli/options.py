@@ -19,7 +19,9 @@ HeightOption = Annotated[int | None, typer.Option("--height", min=1, help="pixel
 WidthOption = Annotated[int | None, typer.Option("--width", min=1, help="pixels")]
 FramesOption = Annotated[int | None, typer.Option("--num-frames", min=1, help="frames of a video")]
 NegativeOption = Annotated[str | None, typer.Option("--negative-prompt")]
-DtypeOption = Annotated[str, typer.Option("--dtype", help="auto (bfloat16 on CUDA, else float32), float32, bfloat16, float16")]
+DtypeOption = Annotated[
+    str, typer.Option("--dtype", help="auto (bfloat16 on CUDA, else float32), float32, bfloat16, float16")
+]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, mps")]
 
 
@@ -118,7 +120,9 @@ def prompt_arguments(pipe: Any, prompts: list[str]) -> dict[str, Any]:
     ids = []
     for prompt in prompts:
         if not prompt.isdigit() and prompt not in names:
-            raise ValueError(f"PROMPT {prompt!r} is no class of this model: give a class id or name (pipe.labels lists them)")
+            raise ValueError(
+                f"PROMPT {prompt!r} is no class of this model: give a class id or name (pipe.labels lists them)"
+            )
         ids.append(int(prompt) if prompt.isdigit() else names[prompt])
     return {"class_labels": ids}
 

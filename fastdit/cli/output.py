@@ -47,7 +47,7 @@ def save_video(frames: Any, path: Path, fps: int) -> None:
     frames = np.asarray(frames)
     if frames.dtype != np.uint8:
         frames = (frames.clip(0, 1) * 255).round().astype(np.uint8)
-    more = {} if path.suffix.lower() == ".gif" else {"macro_block_size": 1}
+    more: dict[str, Any] = {} if path.suffix.lower() == ".gif" else {"macro_block_size": 1}
     _whole(path, lambda temporary: imageio.mimwrite(temporary, list(frames), fps=fps, **more))
 
 

@@ -56,7 +56,7 @@ def skeleton_of(model: nn.Module) -> nn.Module:
     model = getattr(model, "_orig_mod", model)
     if hasattr(model, "from_config"):
         with torch.device("meta"):
-            return type(model).from_config(model.config).eval()
+            return type(model).from_config(model.config).eval()  # type: ignore[union-attr]
     memo = {
         id(t): nn.Parameter(t.detach().to("meta"), requires_grad=False) if isinstance(t, nn.Parameter) else t.to("meta")
         for t in [*model.parameters(), *model.buffers()]

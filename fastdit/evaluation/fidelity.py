@@ -21,7 +21,7 @@ def psnr(reference: np.ndarray, other: np.ndarray) -> float:
 
 
 def ssim(reference: np.ndarray, other: np.ndarray) -> float:
-    """Structural similarity (Wang et al., 2004): Gaussian window of 11, sigma 1.5, mean over valid positions and channels."""
+    """Structural similarity (Wang et al., 2004) of two pictures: Gaussian window of 11, sigma 1.5, mean over all."""
     a, b = (torch.from_numpy(np.ascontiguousarray(x)).movedim(-1, 0)[:, None] for x in _pair(reference, other))
     if min(a.shape[-2:]) < 11:
         raise ValueError(f"SSIM needs pictures of at least 11 x 11 pixels, got {a.shape[-2]} x {a.shape[-1]}")

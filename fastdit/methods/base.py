@@ -1,4 +1,4 @@
-"""Method: a frozen dataclass *is* the method; its fields are its options, its class says where it acts and what it needs."""
+"""Method: a frozen dataclass *is* the method; fields are options, the class says where it acts and what it needs."""
 
 import dataclasses
 from dataclasses import dataclass

@@ -1,16 +1,20 @@
 """What a method meets while it runs: the host it is attached to, and the facts of one forward."""
 
+from __future__ import annotations
+
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import nn
 
-from fastdit.attention.processor import ProcessorWrapper
-from fastdit.core.ledger import PatchLedger
 from fastdit.core.layout import TokenLayout
+from fastdit.core.ledger import PatchLedger
 from fastdit.core.report import MethodReport
 from fastdit.models.base import BlockGroup, ModelFamily
+
+if TYPE_CHECKING:  # it loads torch's compiler, which a list of methods does not need
+    from fastdit.attention.processor import ProcessorWrapper
 
 
 @dataclass
@@ -41,8 +45,11 @@ class Forward:
 class Runtime(Protocol):
     """A method at work on one host. A plan is a pure decision; applying it changes what the wrappers do."""
 
-    uses_attention: bool
     report: MethodReport
+
+    @property
+    def uses_attention(self) -> bool:
+        """Whether the method acts through the processor wrappers."""
 
     def install(self, ledger: PatchLedger) -> None:
         """Install block hooks, through the ledger."""

@@ -18,7 +18,7 @@ Arguments = Mapping[str, Any]
 
 OFFERS = {  # what a family may offer to methods
     "tokens": "image or video tokens whose self-attention may run on fewer of them",
-    "one_sdpa": "a processor that makes exactly one attention call, so that q or kv alone, or a bias, can be put into it",
+    "one_sdpa": "a processor that makes exactly one attention call, for tokens=q, tokens=kv and proportional",
     "video": "attention over frames, rows and columns at once",
 }
 
@@ -57,9 +57,8 @@ class ModelFamily:
     `layout(transformer, arguments)` reads the real geometry from a forward's arguments; `inputs(config, batch, frames,
     height, width)` makes inputs of the right shapes for a picture or video of that many latent frames, rows and
     columns (`fastdit profile` runs them on the meta device). `offers` is what methods may ask for. `patch(config)` is
-    the side of a patch in latent pixels, `defaults(pipe)`
-    gives call arguments that the pipeline needs for this model. `ready_skeleton` changes what cannot run on the meta device
-    in the private copy that MACs are counted on. `quirks` are told to the user by `fastdit models`.
+    the side of a patch in latent pixels; `defaults(pipe)` gives call arguments that the pipeline needs for this model.
+    `ready_skeleton` changes what cannot run on the meta device in the private copy that MACs are counted on. `quirks` are told to the user by `fastdit models`.
     """
 
     name: str

@@ -4,15 +4,19 @@ from typing import Any
 
 import torch
 from diffusers import FluxTransformer2DModel
+from torch.utils.weak import WeakIdKeyDictionary
 
 from fastdit.core.layout import TokenLayout
 from fastdit.models.base import BlockGroup, ModelFamily, Rotary, register_family
 
+_SIZES: Any = WeakIdKeyDictionary()  # img_ids -> (height, width)
+
 
 def _layout(transformer: Any, arguments: Any) -> TokenLayout:
     ids = arguments["img_ids"]  # (N, 3): (0, row, column)
-    ids = ids[0] if ids.ndim == 3 else ids
-    height, width = (int(n) + 1 for n in ids[:, 1:].amax(0))
+    if ids not in _SIZES:  # read once per tensor: the values may live on a GPU
+        _SIZES[ids] = tuple(int(n) + 1 for n in ids.reshape(-1, 3)[:, 1:].amax(0))
+    height, width = _SIZES[ids]
     tokens = arguments["hidden_states"].shape[1]
     if height * width != tokens:
         raise ValueError(f"img_ids describe {height} x {width} positions but there are {tokens} image tokens")

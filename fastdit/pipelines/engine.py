@@ -30,15 +30,15 @@ def transformers_of(pipe: Any) -> dict[str, nn.Module]:
     """The denoising transformers of a pipeline by component name; a bare transformer is its own only one."""
     if isinstance(pipe, nn.Module):
         return {"transformer": pipe}
-    found = {name: getattr(pipe, name, None) for name in ("transformer", "transformer_2")}
-    found = {name: module for name, module in found.items() if module is not None}
+    named = ((name, getattr(pipe, name, None)) for name in ("transformer", "transformer_2"))
+    found = {name: module for name, module in named if module is not None}
     if not found:
         raise ValueError(f"{type(pipe).__name__} has no transformer: fastdit accelerates diffusion transformers")
     return found
 
 
 def checked(methods: Sequence[Method], families: Sequence[ModelFamily]) -> list[Method]:
-    """Methods in the order of the plan; one ValueError for a pair that cannot hold together or a family without a need."""
+    """Methods in the order of the plan; one ValueError for a pair or a family that a method cannot go with."""
     for method in methods:
         if not isinstance(method, Method):
             raise ValueError(f"methods must be a list of fastdit methods such as TokenMerging(), got {method!r}")
@@ -84,7 +84,9 @@ class Engine:
             for name, module in transformers.items():
                 module = getattr(module, "_orig_mod", module)
                 if "_fastdit_engine" in vars(module):
-                    raise ValueError(f"this {name} is accelerated already, alone or in a pipeline: restore it there first")
+                    raise ValueError(
+                        f"this {name} is accelerated already, alone or in a pipeline: restore it there first"
+                    )
                 self.watching.set_attribute(module, "_fastdit_engine", self)
                 host = Host(name, module, families[name])
                 if not families[name].attentions(module):
@@ -197,12 +199,13 @@ class Engine:
                 raise RuntimeError(
                     f"pipe.{item.host.label} was replaced after fastdit was attached: call set_methods(...) again"
                 )
-            sharded = any(getattr(w.original, "_parallel_config", None) is not None for w in item.host.wrappers)
+            processors = (module.processor for _, module in item.host.family.attentions(item.host.module))
+            sharded = any(getattr(processor, "_parallel_config", None) is not None for processor in processors)
             for method in self.methods if sharded and item.runtimes else ():
                 if not method.under_sharding:
                     raise RuntimeError(
-                        f"{method.name} cannot run under context parallelism: each process holds a part of the sequence "
-                        "only, so tokens cannot be matched; disable parallelism or remove the method"
+                        f"{method.name} cannot run under context parallelism: each process holds only a part of the "
+                        "sequence, so tokens cannot be matched; disable parallelism or remove the method"
                     )
 
     def _before_forward(self, item: Attached, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
@@ -229,7 +232,11 @@ class Engine:
             runtime.apply(plan, forward)
         dense, executed = item.counter.count(args, kwargs, plans or [None], forward)
         row = report.row(forward.step_index, forward.noise)
-        row.passes, row.macs_dense, row.macs_executed = row.passes + 1, row.macs_dense + dense, row.macs_executed + executed
+        row.passes, row.macs_dense, row.macs_executed = (
+            row.passes + 1,
+            row.macs_dense + dense,
+            row.macs_executed + executed,
+        )
         report.evaluations += 1
         report.macs_dense, report.macs_executed = report.macs_dense + dense, report.macs_executed + executed
         for method, runtime, plan in zip(self.methods, item.runtimes, plans, strict=False):
@@ -258,5 +265,3 @@ def peak_memory() -> int:
         return torch.cuda.max_memory_allocated()
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-

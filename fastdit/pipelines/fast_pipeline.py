@@ -1,4 +1,4 @@
-"""FastDiTPipeline: a diffusers pipeline, loaded as diffusers loads it, whose instance also carries fastdit's methods."""
+"""FastDiTPipeline: a diffusers pipeline, loaded as diffusers loads it, whose instance also carries methods."""
 
 import contextlib
 import functools
@@ -26,7 +26,7 @@ class FastDiTPipeline:
 
     @classmethod
     def from_pretrained(cls, model: str | Path, methods: Methods = None, **kwargs: Any) -> Any:
-        """Load a pipeline by Hub id, folder or `fastdit/...` name, with methods, a recipe, or the recipe beside the model.
+        """Load a pipeline by Hub id, folder or `fastdit/...` name, with methods or a recipe (or the one beside it).
 
         `kwargs` are diffusers' own. The result is an instance of FastDiTPipeline and of the class in model_index.json.
         Without methods and without a recipe (fastdit.json) beside the model it runs dense, and says so.
@@ -44,7 +44,7 @@ class FastDiTPipeline:
 
     @classmethod
     def from_single_file(cls, file: str | Path, config: str | Path, methods: Methods = None, **kwargs: Any) -> Any:
-        """Load the transformer from one original checkpoint file, everything else from the diffusers folder `config`."""
+        """Load the transformer from one original checkpoint file, the rest from the diffusers folder `config`."""
         return extend(load_single_file(file, locate(config), **kwargs), as_recipe(methods))
 
     @property
@@ -93,10 +93,12 @@ _CONSTRUCTORS = ("from_pretrained", "from_single_file", "from_pipe")
 
 def check_size(pipe: Any, given: dict[str, Any]) -> None:
     """ValueError for a height or width that the VAE and the patches do not divide, before any work starts."""
-    if given.get("use_resolution_binning", "use_resolution_binning" in inspect.signature(type(pipe).__call__).parameters):
+    if given.get(
+        "use_resolution_binning", "use_resolution_binning" in inspect.signature(type(pipe).__call__).parameters
+    ):
         return  # the pipeline itself goes to the nearest size that it knows
     transformer = transformers_of(pipe)["transformer"]
-    scale = getattr(pipe, "vae_scale_factor_spatial", None) or getattr(pipe, "vae_scale_factor", 1)
+    scale = int(getattr(pipe, "vae_scale_factor_spatial", None) or getattr(pipe, "vae_scale_factor", 8))
     multiple = scale * family_of(transformer).patch(transformer.config)
     for name in ("height", "width"):
         value = given.get(name)
@@ -139,7 +141,7 @@ def extend(pipe: Any, recipe: Recipe) -> Any:
         raise ValueError("this pipeline is already accelerated: use pipe.set_methods([...])")
     defaults = call_defaults(pipe, recipe)
     engine = Engine(pipe, recipe.methods)
-    pipe.__class__ = _extended(type(pipe))
+    pipe.__class__ = _extended(type(pipe))  # type: ignore[arg-type]
     pipe._fastdit, pipe._fastdit_call = engine, defaults
     return pipe
 

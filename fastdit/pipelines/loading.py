@@ -11,7 +11,7 @@ from fastdit.zoo import folder_of, names
 
 
 def locate(model: str | Path) -> str | Path:
-    """`fastdit/...` names resolve to the package's zoo before anything asks the Hub; others are returned as they are."""
+    """`fastdit/...` names resolve to the package's zoo before anything asks the Hub; ids stay as they are."""
     text = str(model)
     if text.startswith("fastdit/") and not Path(text).exists():
         return folder_of(text)
@@ -34,17 +34,20 @@ def recipe_beside(path: str | Path) -> Recipe | None:
 
 def load_pipeline(path: str | Path, **kwargs: Any) -> Any:
     """DiffusionPipeline.from_pretrained with null components passed as None and, unless given, fp32 throughout."""
-    from diffusers import DiffusionPipeline
+    import diffusers
 
     if "dtype" not in kwargs and "torch_dtype" not in kwargs:
         kwargs["dtype"] = torch.float32
     try:
-        index = DiffusionPipeline.load_config(path, **_hub_options(kwargs))
+        index = diffusers.DiffusionPipeline.load_config(path, **_hub_options(kwargs))
         for name, entry in index.items():
             if isinstance(entry, (list, tuple)) and list(entry) == [None, None]:
                 kwargs.setdefault(name, None)
-        return DiffusionPipeline.from_pretrained(path, **kwargs)
-    except (OSError, EnvironmentError, json.JSONDecodeError) as error:
+        # By the class itself: through DiffusionPipeline, diffusers 0.42 drops a given component that the class calls
+        # optional (Wan's transformer) and loads the folder's instead.
+        host = getattr(diffusers, str(index.get("_class_name")), diffusers.DiffusionPipeline)
+        return host.from_pretrained(path, **kwargs)
+    except (OSError, json.JSONDecodeError) as error:
         raise ValueError(f"cannot load model {path}: {_first_line(error)}") from error
     except Exception as error:
         if type(error).__name__ == "SafetensorError":
@@ -62,7 +65,9 @@ def load_single_file(file: str | Path, config: str | Path, **kwargs: Any) -> Any
     class_name = diffusers.DiffusionPipeline.load_config(config, **_hub_options(kwargs))["transformer"][1]
     cls = getattr(diffusers, class_name)
     if not hasattr(cls, "from_single_file"):
-        raise ValueError(f"diffusers reads no single file for {class_name}: load the diffusers folder by from_pretrained")
+        raise ValueError(
+            f"diffusers reads no single file for {class_name}: load the diffusers folder by from_pretrained"
+        )
     try:
         transformer = cls.from_single_file(str(file), config=str(config), subfolder="transformer", dtype=dtype)
     except (OSError, KeyError) as error:

@@ -40,9 +40,7 @@ class ModelConfig:
     frame_scale: int
     usual: dict[str, int]
 
-    def geometry(
-        self, height: int | None, width: int | None, num_frames: int | None, steps: int | None
-    ) -> Geometry:
+    def geometry(self, height: int | None, width: int | None, num_frames: int | None, steps: int | None) -> Geometry:
         """Latent geometry of pixels and frames; ValueError names a size that does not divide."""
         height, width = height or self.usual["height"], width or self.usual["width"]
         num_frames = num_frames or self.usual.get("num_frames", 1)
@@ -66,7 +64,7 @@ def read_model(model: str) -> ModelConfig:
             raise ValueError(f"{error}; configs that ship: {', '.join(configs.names())}") from None
     family = _family_named(data["class"])
     with torch.device("meta"):
-        transformer = family.transformer_class.from_config(data["config"]).eval()  # type: ignore[operator]
+        transformer = family.transformer_class.from_config(data["config"]).eval()  # type: ignore[attr-defined]
     return ModelConfig(transformer, family, data["vae_scale"], data.get("frame_scale", 1), data)
 
 
@@ -130,7 +128,11 @@ def profile(model: ModelConfig, methods: Sequence[Method], geometry: Geometry, g
             dense, executed = counter.count((), inputs, plans or [None], forward)
             for method, runtime, plan in zip(methods, runtimes, plans, strict=True):
                 row.density[method.name] = runtime.book(plan, forward)
-            row.passes, row.macs_dense, row.macs_executed = index + 1, row.macs_dense + dense, row.macs_executed + executed
+            row.passes, row.macs_dense, row.macs_executed = (
+                index + 1,
+                row.macs_dense + dense,
+                row.macs_executed + executed,
+            )
             report.evaluations += 1
             report.macs_dense += dense
             report.macs_executed += executed

@@ -34,7 +34,7 @@ class Recipe:
         """The recipe of parsed JSON; ValueError names the file, the field and the mend."""
         if not isinstance(data, dict) or "fastdit_recipe" not in data:
             raise ValueError(f"{where} is not a fastdit recipe: it needs the key 'fastdit_recipe' with its version")
-        if not isinstance(data["fastdit_recipe"], int) or data["fastdit_recipe"] > VERSION:
+        if not isinstance(data["fastdit_recipe"], int) or not 1 <= data["fastdit_recipe"] <= VERSION:
             raise ValueError(
                 f"{where} has version {data['fastdit_recipe']}, this fastdit reads up to {VERSION}: update fastdit"
             )

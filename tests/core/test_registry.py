@@ -23,7 +23,7 @@ def test_unknown_name_is_one_line_with_the_nearest(reducers):
     with pytest.raises(ValueError) as error:
         reducers["poool"]
     assert str(error.value) == "unknown reducer 'poool'; known: bipartite, pool, prune (did you mean 'pool'?)"
-    with pytest.raises(ValueError, match="known: bipartite, pool, prune$"):
+    with pytest.raises(ValueError, match=r"known: bipartite, pool, prune$"):
         reducers["xyz"]
     with pytest.raises(ValueError, match="known: none"):
         Registry("metric")["fid"]

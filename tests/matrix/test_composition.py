@@ -38,7 +38,8 @@ def test_neutral_pairs_compose_or_are_refused(one, other):
 
 
 @pytest.mark.parametrize(
-    ("one", "other"), [pytest.param(*pair, id=f"{name}-{i}") for name in TABLE for i, pair in enumerate(TABLE[name].clashes)]
+    ("one", "other"),
+    [pytest.param(*pair, id=f"{name}-{i}") for name in TABLE for i, pair in enumerate(TABLE[name].clashes)],
 )
 def test_known_clashes_are_refused_and_leave_nothing(one, other):
     tiny = BY_NAME["pixart_alpha"]

@@ -70,7 +70,9 @@ def test_unknown_options_and_newer_versions(name):
         Method.parse(f"{name}:{first}")
 
 
-@pytest.mark.parametrize("data", [{"density": 0.5}, {"method": "token_merge"}, {"method": 3}, "token_merging", None, []])
+@pytest.mark.parametrize(
+    "data", [{"density": 0.5}, {"method": "token_merge"}, {"method": 3}, "token_merging", None, []]
+)
 def test_what_is_no_description_of_a_method(data):
     with pytest.raises(ValueError, match=r"token_merging") as error:
         Method.from_dict(data)

@@ -30,8 +30,6 @@ def test_dit_xl_2_is_118_67_gmac():
     assert macs / 1e9 == pytest.approx(118.67, rel=0.005)
 
 
-
-
 @ON_EACH
 def test_the_dense_count_equals_torchs_own(tiny):
     """torch.utils.flop_counter on the real run, with attention written out as two matrix products."""
@@ -75,7 +73,9 @@ def test_matching_is_counted_and_reuse_saves_it():
         with accelerate(pipe, [TokenMerging(reuse_steps=reuse, reuse_blocks=1)]) as handle:
             tiny.call(pipe, steps=2)
         counts[reuse] = handle.report
-    with accelerate(pipe, [TokenMerging(reducer="pool", reuse_blocks=1)]) as handle:  # half of 8 x 8: 4 x 8 cells a frame, no matching
+    with accelerate(
+        pipe, [TokenMerging(reducer="pool", reuse_blocks=1)]
+    ) as handle:  # half of 8 x 8: 4 x 8 cells a frame, no matching
         tiny.call(pipe, steps=2)
     channels, tokens = 32, 192
     destinations = 48  # a window of 1 x 2 x 2: the smallest with at most 3/4 of 96

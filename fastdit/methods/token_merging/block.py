@@ -30,14 +30,15 @@ class MergedBlock:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self.step is None:
             return self.original(*args, **kwargs)
-        arguments = {**dict(zip(self.names, args, strict=False)), **kwargs}
+        arguments = dict(zip(self.names, args, strict=False)) | kwargs
         hidden = arguments[self.group.hidden_states]  # (B, N, C)
         match = self.step.matcher.match(hidden[:, self.protected :])
         arguments, rotary_pairs = self.reduce(arguments, match)
         reduced = arguments[self.group.hidden_states]
         if rotary_pairs is None or len(rotary_pairs) == 1:
-            pair = {self.group.rotary: rotary_pairs[0]} if rotary_pairs else {}
-            result = self.original(**{**arguments, **pair})
+            if rotary_pairs and self.group.rotary:
+                arguments[self.group.rotary] = rotary_pairs[0]
+            result = self.original(**arguments)
         else:
             result = per_sample(lambda own, _: self.original(**own), arguments, self.group.rotary or "", rotary_pairs)
         return self.restore(result, hidden, reduced, match)
@@ -73,7 +74,10 @@ class MergedBlock:
         if not protected:
             return pairs
         return tuple(
-            tuple(torch.cat([k.expand(*r.shape[:axis], *k.shape[axis:]), r], axis) for k, r in zip(kept, pair, strict=True))
+            tuple(
+                torch.cat([k.expand(*r.shape[:axis], *k.shape[axis:]), r], axis)
+                for k, r in zip(kept, pair, strict=True)
+            )
             for pair in pairs
         )
 

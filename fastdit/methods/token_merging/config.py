@@ -25,8 +25,8 @@ class TokenMerging(Method):
 
     density: Schedule = option(
         Schedule.parse(0.5),
-        "share of tokens kept: a number, or linear:A:B, cosine:A:B (A at noise 1, B at noise 0), points:noise=share:...; "
-        "quantised to 1/16; 1 is dense",
+        "share of tokens kept: a number, or linear:A:B, cosine:A:B (A at noise 1, B at noise 0), "
+        "points:noise=share:...; quantised to 1/16; 1 is dense",
         range=(0, 1),
     )
     reducer: str = option("bipartite", "how tokens are reduced: `fastdit methods` lists them", choices=REDUCERS)

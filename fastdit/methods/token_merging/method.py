@@ -88,7 +88,7 @@ class TokenMergingRuntime:
 
     def start(self) -> None:
         self.slots: dict[tuple[int, int], Slot] = {}  # (pass, group of blocks) -> its matching
-        self.last: dict[int, tuple] = {}  # pass -> what its matchings were found for
+        self.last: dict[int, tuple] = {}  # pass -> what its matchings were found for, and at which step
         for wrapper in self.host.wrappers if self.uses_attention else ():
             wrapper.tokens = None
         for block in self.merged_blocks.values():
@@ -125,10 +125,12 @@ class TokenMergingRuntime:
         if rows >= self.tokens(forward.layout) or not self.layers:
             self.last.pop(forward.pass_index, None)  # what follows a dense step finds its tokens anew
             return None
-        key = (forward.layout, forward.batch, rows)
-        stale = self.last.get(forward.pass_index) != key or forward.step_index < 0
-        self.last[forward.pass_index] = key
-        return MergePlan(rows, stale or forward.step_index % self.method.reuse_steps == 0)
+        found = (forward.layout, forward.batch, rows)
+        before, at_step = self.last.get(forward.pass_index, (None, 0))
+        refresh = found != before or not 0 <= forward.step_index < at_step + self.method.reuse_steps
+        if refresh:
+            self.last[forward.pass_index] = found, forward.step_index
+        return MergePlan(rows, refresh)
 
     def apply(self, plan: MergePlan | None, forward: Forward) -> None:
         layout = self.mergeable(forward.layout)

@@ -13,5 +13,5 @@ def names() -> list[str]:
 
 
 def read(name: str) -> dict[str, Any]:
-    """`class`, `config`, `vae_scale`, `frame_scale` and default `height`, `width`, `num_frames`, `steps` of a config."""
+    """A config: `class`, `config`, `vae_scale`, `frame_scale`, usual `height`, `width`, `num_frames`, `steps`."""
     return json.loads((_HERE / f"{name}.json").read_text(encoding="utf-8"))
