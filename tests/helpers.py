@@ -1,7 +1,7 @@
 """What several test files share: tiny pipelines by name, cached dense outputs, call counting, snapshots of objects."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,15 +19,26 @@ BY_NAME = {tiny.name: tiny for tiny in TINY}
 ON_EACH = pytest.mark.parametrize("tiny", TINY, ids=lambda tiny: tiny.name)
 
 
-def settings(kind: str) -> list[Any]:
-    """pytest parameters (tiny, setting) for every registered method's `neutral` or `active` settings on every row."""
+def settings(kind: str, rows: Callable[[Tiny], Any] = lambda tiny: tiny.family) -> list[Any]:
+    """pytest parameters (tiny, setting) for the `neutral` or `active` settings of every registered method.
+
+    The first setting of each seam meets every row, the others one row of each kind that `rows` tells apart.
+    """
+    one_of_each = list({rows(tiny): tiny for tiny in reversed(TINY)}.values())
+    first = first_settings(kind)
     return [
         pytest.param(tiny, setting, id=f"{tiny.name}-{setting}")
         for name in load_methods()
         for setting in getattr(TABLE[name], kind)
-        for tiny in TINY
+        for tiny in (TINY if setting in first else one_of_each)
         if not setting.method.missing(load_families()[tiny.family])
     ]
+
+
+def rotary_kind(tiny: Tiny) -> Any:
+    """No rotary rows, rows by sample, or rows that all samples share."""
+    rotary = load_families()[tiny.family].rotary
+    return rotary and rotary.batched
 
 
 def first_settings(kind: str = "active") -> list[Setting]:
@@ -95,5 +106,5 @@ def assert_same_objects(before: dict, after: dict) -> None:
 
 __all__ = [
     "BY_NAME", "ON_EACH", "NothingAccelerated", "assert_close", "assert_same_objects", "counted", "dense_output",
-    "first_settings", "settings", "snapshot",
+    "first_settings", "rotary_kind", "settings", "snapshot",
 ]  # fmt: skip

@@ -58,7 +58,8 @@ class ModelFamily:
     height, width)` makes inputs of the right shapes for a picture or video of that many latent frames, rows and
     columns (`fastdit profile` runs them on the meta device). `offers` is what methods may ask for. `patch(config)` is
     the side of a patch in latent pixels; `defaults(pipe)` gives call arguments that the pipeline needs for this model.
-    `ready_skeleton` changes what cannot run on the meta device in the private copy that MACs are counted on. `quirks` are told to the user by `fastdit models`.
+    `ready_skeleton` changes what cannot run on the meta device in the private copy that MACs are counted on. `quirks`
+    are told to the user by `fastdit models`.
     """
 
     name: str

@@ -98,7 +98,7 @@ def check_size(pipe: Any, given: dict[str, Any]) -> None:
     ):
         return  # the pipeline itself goes to the nearest size that it knows
     transformer = transformers_of(pipe)["transformer"]
-    scale = int(getattr(pipe, "vae_scale_factor_spatial", None) or getattr(pipe, "vae_scale_factor", 8))
+    scale: int = getattr(pipe, "vae_scale_factor_spatial", getattr(pipe, "vae_scale_factor", 8))
     multiple = scale * family_of(transformer).patch(transformer.config)
     for name in ("height", "width"):
         value = given.get(name)

@@ -13,8 +13,12 @@ ALL = [
     pytest.param(method, id=f"{name}-{i}")
     for name in METHODS
     for i, method in enumerate(
-        [*(s.method for s in TABLE[name].neutral + TABLE[name].active), *TABLE[name].falling]
-        + [load_methods()[name](), *TABLE[name].command_lines.values()]
+        (
+            load_methods()[name](),
+            *(setting.method for setting in TABLE[name].neutral + TABLE[name].active),
+            *TABLE[name].falling,
+            *TABLE[name].command_lines.values(),
+        )
     )
 ]
 

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from helpers import BY_NAME, assert_close, first_settings, settings
+from helpers import BY_NAME, assert_close, first_settings, rotary_kind, settings
 from tiny import TINY
 
 from fastdit import TokenMerging, accelerate
 
 
-@pytest.mark.parametrize(("tiny", "setting"), settings("active"))
+@pytest.mark.parametrize(("tiny", "setting"), settings("active", rows=rotary_kind))
 def test_a_batch_of_two_is_two_of_one(tiny, setting):
     pipe = tiny.make()
     with accelerate(pipe, [setting.method]):

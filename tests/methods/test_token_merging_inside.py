@@ -1,5 +1,6 @@
 """TokenMerging inside the models: text stays, rotary rows follow their tokens, and so does per-token modulation."""
 
+import inspect
 from dataclasses import replace
 
 import diffusers
@@ -85,7 +86,7 @@ def test_merged_tokens_get_the_rotary_values_of_their_mean_position(scope):
                     seen.append((hidden_states.shape[1], rotary))
                 return original(self, attn, hidden_states, *args, **kwargs)
 
-            spy.__signature__ = __import__("inspect").signature(original)
+            spy.__signature__ = inspect.signature(original)
             patch.setattr(cls, "__call__", spy)
             tiny.call(pipe, steps=1)
     expected = torch.stack(

@@ -87,9 +87,7 @@ def test_subclasses_are_found_along_their_mro_and_the_rest_is_refused(own):
         pass
 
     assert family_of(Special()).name == "test_own"
-    with pytest.raises(
-        ValueError, match=r"no model family describes Linear; known: .*WanTransformer3DModel.*register_family"
-    ):
+    with pytest.raises(ValueError, match=r"no model family describes Linear; known: .*Wan.*register_family"):
         accelerate(nn.Linear(2, 2), [TokenMerging()])
 
 
