@@ -48,11 +48,17 @@ class RunReport:
     rows: list[StepRow] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
-    def row(self, step: int, noise: float | None) -> StepRow:
-        """The row of a step, made when the step is new."""
+    def book(self, step: int, noise: float | None, dense: int, executed: int) -> StepRow:
+        """Enter one transformer forward and its MACs; returns the row of its step."""
         if not self.rows or self.rows[-1].step != step:
             self.rows.append(StepRow(step, noise))
-        return self.rows[-1]
+        row = self.rows[-1]
+        row.passes += 1
+        self.evaluations += 1
+        for entry in (row, self):
+            entry.macs_dense += dense
+            entry.macs_executed += executed
+        return row
 
     def to_dict(self) -> dict[str, Any]:
         data = asdict(self)

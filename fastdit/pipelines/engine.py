@@ -173,6 +173,7 @@ class Engine:
             clock_ledger.undo()
             self.report.steps, self.report.seconds = self.clock.step_index, time.perf_counter() - began
             self.report.peak_memory = peak_memory()
+            self._explain_idle()
             self.clock.reset()
             self._start_runtimes()
 
@@ -231,14 +232,7 @@ class Engine:
         for runtime, plan in zip(item.runtimes, plans, strict=True):
             runtime.apply(plan, forward)
         dense, executed = item.counter.count(args, kwargs, plans or [None], forward)
-        row = report.row(forward.step_index, forward.noise)
-        row.passes, row.macs_dense, row.macs_executed = (
-            row.passes + 1,
-            row.macs_dense + dense,
-            row.macs_executed + executed,
-        )
-        report.evaluations += 1
-        report.macs_dense, report.macs_executed = report.macs_dense + dense, report.macs_executed + executed
+        row = report.book(forward.step_index, forward.noise, dense, executed)
         for method, runtime, plan in zip(self.methods, item.runtimes, plans, strict=False):
             row.density[method.name] = runtime.book(plan, forward)
 
@@ -257,6 +251,17 @@ class Engine:
         if idle and not busy:
             raise NothingAccelerated("; ".join(idle))
         self.report.warnings += idle
+
+    def _explain_idle(self) -> None:
+        """After a run: why a method did nothing on one of several transformers."""
+        for item in self.attached:
+            for method, runtime in zip(self.methods, item.runtimes, strict=False):
+                done = runtime.report
+                if not done.reason and not method.neutral and done.density in (None, 1):
+                    ran = (
+                        "no step of this transformer was in its range" if done.calls else "this transformer did not run"
+                    )
+                    done.reason = ran
 
 
 def peak_memory() -> int:

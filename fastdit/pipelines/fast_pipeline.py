@@ -1,6 +1,7 @@
 """FastDiTPipeline: a diffusers pipeline, loaded as diffusers loads it, whose instance also carries methods."""
 
 import contextlib
+import dataclasses
 import functools
 import inspect
 import warnings
@@ -32,14 +33,17 @@ class FastDiTPipeline:
         Without methods and without a recipe (fastdit.json) beside the model it runs dense, and says so.
         """
         path = locate(model)
-        recipe = recipe_beside(path) if methods is None else as_recipe(methods)
-        if recipe is None:
+        beside = recipe_beside(path)
+        if methods is None and beside is None:
             warnings.warn(
                 f"no methods were given and {model} has no fastdit.json beside it: the pipeline runs dense. Pass "
                 "methods=[TokenMerging()] to accelerate it, or methods=[] to say that dense is meant",
                 stacklevel=2,
             )
-            recipe = Recipe(())
+        beside = beside or Recipe(())
+        recipe = beside if methods is None else as_recipe(methods)
+        # how a model wants to be called belongs to the model, whatever methods run on it
+        recipe = dataclasses.replace(recipe, call={**beside.call, **recipe.call})
         return extend(load_pipeline(path, **kwargs), recipe)
 
     @classmethod
@@ -67,11 +71,14 @@ class FastDiTPipeline:
         return self._fastdit.dense()
 
     def set_methods(self, methods: Methods) -> None:
-        """Exchange the methods; a refusal leaves the old ones in place. Call it too after changing the model itself."""
+        """Exchange the methods; a refusal leaves the old ones in place. Call it too after changing the model itself.
+
+        Call defaults stay, but for those that a recipe gives.
+        """
         recipe = as_recipe(methods)
         defaults = call_defaults(self, recipe)
         self._fastdit.set_methods(recipe.methods)
-        self._fastdit_call = defaults
+        self._fastdit_call = {**self._fastdit_call, **defaults}
 
     def restore(self) -> None:
         """Remove the methods and all that they installed; the class stays, so that methods can be set again."""

@@ -121,19 +121,11 @@ def profile(model: ModelConfig, methods: Sequence[Method], geometry: Geometry, g
     for runtime in runtimes:
         runtime.report.reason = runtime.acts(layout, levels) or ""
     for step, noise in enumerate(levels):
-        row = report.row(step, noise)
         for index in range(passes):
             forward = Forward(layout, batch, noise, step, geometry.steps, index)
             plans = [runtime.plan(forward) for runtime in runtimes]
             dense, executed = counter.count((), inputs, plans or [None], forward)
+            row = report.book(step, noise, dense, executed)
             for method, runtime, plan in zip(methods, runtimes, plans, strict=True):
                 row.density[method.name] = runtime.book(plan, forward)
-            row.passes, row.macs_dense, row.macs_executed = (
-                index + 1,
-                row.macs_dense + dense,
-                row.macs_executed + executed,
-            )
-            report.evaluations += 1
-            report.macs_dense += dense
-            report.macs_executed += executed
     return report
