@@ -213,7 +213,7 @@ def make_mochi() -> Any:
         diffusers.MochiTransformer3DModel, patch_size=2, num_attention_heads=2, attention_head_dim=16, num_layers=2,
         pooled_projection_dim=16, in_channels=4, text_embed_dim=24, time_embed_dim=4, max_sequence_length=7,
     )  # fmt: skip
-    return diffusers.MochiPipeline(flow_euler(), None, None, None, transformer)
+    return diffusers.MochiPipeline(FlowMatchEulerDiscreteScheduler(invert_sigmas=True), None, None, None, transformer)
 
 
 def mochi_arguments(pipe: Any, batch: int, size: int) -> dict[str, Any]:

@@ -76,8 +76,6 @@ def main() -> None:
 
     pipe = FastDiTPipeline.from_pretrained(args.model, [] if args.dense else None)
     guidance = {} if args.guidance_scale is None else {"guidance_scale": args.guidance_scale}
-    if args.dense and not guidance:
-        guidance = {"guidance_scale": 4.0}
     images = []
     for start in range(0, args.count, 25):
         part = chosen[start : start + 25]

@@ -26,10 +26,13 @@ def main() -> None:
     """Run a command; bad input is one line on stderr and exit code 2 (FASTDIT_DEBUG=1 shows where)."""
     try:
         app()
-    except (ValueError, OSError, RuntimeError) as error:
+    except Exception as error:
         if os.environ.get("FASTDIT_DEBUG"):
             raise
-        print(f"fastdit: {' '.join(str(error).split())}", file=sys.stderr)
+        text = " ".join(str(error).split()) or type(error).__name__
+        if not isinstance(error, (ValueError, OSError, RuntimeError)):  # not bad input as far as we know
+            text = f"{type(error).__name__}: {text} (FASTDIT_DEBUG=1 shows where)"
+        print(f"fastdit: {text}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("fastdit: interrupted", file=sys.stderr)

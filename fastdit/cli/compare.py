@@ -1,6 +1,5 @@
 """fastdit compare: the dense and the accelerated model from the same noise, side by side."""
 
-import statistics
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,14 +29,18 @@ def compare(
     from rich.console import Console
     from rich.table import Table
 
-    from fastdit.cli.output import check_output, print_report, save_picture
-    from fastdit.core.report import human
+    from fastdit.cli.measure import in_turns
+    from fastdit.cli.output import check_kind, check_output, print_report, print_timing, save_picture
     from fastdit.evaluation.fidelity import psnr, ssim
 
     check_output(output)
     pipe = o.load(model, o.recipe_from(method, recipe), device, dtype)
     if o.makes_videos(pipe):
-        raise ValueError(f"compare shows pictures, and {type(pipe).__name__} makes videos: use generate twice")
+        raise ValueError(
+            f"compare shows pictures, and {type(pipe).__name__} makes videos: generate one, and one more with "
+            "-m token_merging:density=1, which is dense"
+        )
+    check_kind(output, videos=False)
     if not pipe.methods:
         raise ValueError("there is nothing to compare: give a method with -m or a recipe")
     given = o.call_arguments(
@@ -51,40 +54,21 @@ def compare(
         },
     )
 
-    def run() -> tuple[Any, Any]:
-        images = pipe(
-            **o.prompt_arguments(pipe, prompts), **given, generator=o.generators(seed, len(prompts)), output_type="np"
-        ).images
-        return np.asarray(images), pipe.report
+    def run() -> Any:
+        asked = o.prompt_arguments(pipe, prompts)
+        return np.asarray(pipe(**asked, **given, generator=o.generators(seed, len(prompts)), output_type="np").images)
 
-    pipe.set_progress_bar_config(desc="warm-up")
-    run()
-    with pipe.dense():
-        run()
-    runs: dict[str, list[Any]] = {"dense": [], "accelerated": []}
-    for repeat in range(repeats):
-        pipe.set_progress_bar_config(desc=f"pair {repeat + 1} of {repeats}")
-        with pipe.dense():
-            runs["dense"].append(run())
-        runs["accelerated"].append(run())
-
-    seconds = {name: statistics.median(report.seconds for _, report in done) for name, done in runs.items()}
-    ratios = [d[1].seconds / a[1].seconds for d, a in zip(runs["dense"], runs["accelerated"], strict=True)]
-    (dense, _), (fast, fast_report) = runs["dense"][0], runs["accelerated"][0]
-    ratio = f"{seconds['dense'] / seconds['accelerated']:.2f}x ({min(ratios):.2f} to {max(ratios):.2f})"
-    rows = [
-        ("seconds, median", f"{seconds['dense']:.2f}", f"{seconds['accelerated']:.2f}", ratio),
-        ("MACs, transformer", human(fast_report.macs_dense), human(fast_report.macs_executed),
-         f"{fast_report.macs_dense / fast_report.macs_executed:.2f}x"),
-    ]  # fmt: skip
-    table = Table("", "dense", "accelerated", "ratio")
-    for row in rows:
-        table.add_row(*row)
+    timing = in_turns(pipe, run, repeats)
+    (dense, _), (fast, fast_report) = timing.dense[0], timing.fast[0]
+    seconds = dict(zip(("dense", "accelerated"), timing.seconds, strict=True))
+    print_timing(timing)
+    table = Table("prompt", "PSNR", "SSIM", title="accelerated against dense")
     for prompt, a, b in zip(prompts, dense, fast, strict=True):
-        table.add_row(f"{prompt!r}: PSNR, SSIM", "", f"{psnr(a, b):.1f} dB, {ssim(a, b):.3f}", "")
+        table.add_row(prompt, f"{psnr(a, b):.1f} dB", f"{ssim(a, b):.3f}")
     Console().print(table)
     print_report(fast_report)
-    save_picture(side_by_side(dense, fast, prompts, seconds), output, {"model": model, "seconds": seconds})
+    settings = o.settings(pipe, model, given) | {"prompts": prompts, "seed": seed, "median_seconds": seconds}
+    save_picture(side_by_side(dense, fast, prompts, seconds), output, settings)
     typer.echo(str(output))
 
 

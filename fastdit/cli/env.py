@@ -40,4 +40,4 @@ def env() -> None:
             importlib.import_module(package)
             typer.echo(f"{package} {getattr(importlib.import_module(package), '__version__', '')} loads")
         except Exception as error:  # a broken optional package may raise anything; say why
-            typer.echo(f"{package} does not load: {str(error).splitlines()[0]}")
+            typer.echo(f"{package} does not load: {(str(error) or type(error).__name__).splitlines()[0]}")

@@ -30,17 +30,22 @@ def generate(
     dtype: o.DtypeOption = "auto",
     device: o.DeviceOption = "auto",
     compile: Annotated[bool, typer.Option("--compile", help="compile the transformer blocks one by one")] = False,
-    output: Annotated[Path, typer.Option("-o", "--output", help="file to write; several get numbers")] = Path(
-        "out.png"
-    ),
+    batch: Annotated[int, typer.Option("--batch", min=1, help="pictures at once; videos go one by one")] = 4,
+    measure: Annotated[bool, typer.Option("--measure", help="also time the dense model, in turns")] = False,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="file to write (out.png, out.mp4); several get numbers")
+    ] = None,
 ) -> None:
     """Generate pictures or videos. Without -m and --recipe the recipe that ships beside the model is used."""
-    from fastdit.cli.output import check_output, numbered, print_report, save_picture, save_video
+    from fastdit.cli import output as out
+    from fastdit.cli.measure import in_turns
 
-    check_output(output)
-    if image is not None and not image.is_file():
-        raise ValueError(f"--image {image} does not exist")
+    out.check_output(output or Path("out.png"))
+    first_frame = _picture(image)
     pipe = o.load(model, o.recipe_from(method, recipe), device, dtype, offload, lora)
+    videos = o.makes_videos(pipe)
+    output = output or Path("out.mp4" if videos else "out.png")
+    out.check_kind(output, videos)
     given = o.call_arguments(
         pipe,
         {
@@ -50,38 +55,47 @@ def generate(
             "width": width,
             "num_frames": num_frames,
             "negative_prompt": negative_prompt,
-            "image": _picture(image),
+            "image": first_frame,
         },
     )
     if compile:
         _compile_blocks(pipe)
 
     wanted = [prompt for prompt in prompts for _ in range(num_images)]
-    batches = [[prompt] for prompt in wanted] if o.makes_videos(pipe) else [wanted]
-    done = 0
-    for batch in batches:
-        asked = o.prompt_arguments(pipe, batch)
-        if "negative_prompt" in given and isinstance(asked.get("prompt"), list):
-            given["negative_prompt"] = [negative_prompt] * len(batch)
-        out = pipe(**asked, **given, generator=o.generators(seed + done, len(batch)))
-        results = out.images if hasattr(out, "images") else out.frames
-        for index, result in enumerate(results):
-            path = numbered(output, done + index, len(wanted))
-            if hasattr(out, "images"):
-                save_picture(result, path, _settings(pipe, model, batch[index], seed + done + index, given))
+    size = 1 if videos else batch
+
+    def run(start: int) -> Any:
+        part = wanted[start : start + size]
+        more = {"negative_prompt": [negative_prompt] * len(part)} if negative_prompt else {}
+        asked = o.prompt_arguments(pipe, part)
+        return pipe(**{**given, **more}, **asked, generator=o.generators(seed + start, len(part)))
+
+    for start in range(0, len(wanted), size):
+        made = run(start)
+        for index, result in enumerate(made.frames if videos else made.images, start):
+            path = out.numbered(output, index, len(wanted))
+            if videos:
+                out.save_video(result, path, fps)
             else:
-                save_video(result, path, fps)
-            typer.echo(f"{path}  {batch[index]!r}, seed {seed + done + index}")
-        done += len(batch)
-        print_report(pipe.report)
+                more = {"prompt": wanted[index], "seed": seed + index, "lora": lora}
+                out.save_picture(result, path, o.settings(pipe, model, given) | more)
+            typer.echo(f"{path}  {wanted[index]!r}, seed {seed + index}")
+        out.print_report(pipe.report)
+    if measure:
+        out.print_timing(in_turns(pipe, lambda: run(0), repeats=3))
 
 
 def _picture(path: Path | None) -> Any:
     if path is None:
         return None
-    from PIL import Image
+    if not path.is_file():
+        raise ValueError(f"--image {path} does not exist")
+    from PIL import Image, UnidentifiedImageError
 
-    return Image.open(path).convert("RGB")
+    try:
+        return Image.open(path).convert("RGB")
+    except (UnidentifiedImageError, OSError) as error:
+        raise ValueError(f"--image {path} is no picture that can be read ({error})") from error
 
 
 def _compile_blocks(pipe: Any) -> None:
@@ -91,22 +105,3 @@ def _compile_blocks(pipe: Any) -> None:
     for transformer in transformers_of(pipe).values():
         for _, block, _ in family_of(transformer).blocks(transformer):
             block.compile()
-
-
-def _settings(pipe: Any, model: str, prompt: str, seed: int, given: dict[str, Any]) -> dict[str, Any]:
-    import diffusers
-    import torch
-
-    import fastdit
-
-    plain = {name: value for name, value in given.items() if isinstance(value, (int, float, str))}
-    return {
-        "model": model,
-        "prompt": prompt,
-        "seed": seed,
-        "methods": [method.to_dict() for method in pipe.methods],
-        "call": {**pipe.call_defaults, **plain},
-        "seconds": round(pipe.report.seconds, 3),
-        "macs": {"dense": pipe.report.macs_dense, "executed": pipe.report.macs_executed},
-        "versions": {"fastdit": fastdit.__version__, "diffusers": diffusers.__version__, "torch": torch.__version__},
-    }

@@ -13,7 +13,7 @@ MethodOption = Annotated[
 ]
 RecipeOption = Annotated[Path | None, typer.Option("--recipe", help="a recipe file (JSON)")]
 StepsOption = Annotated[int | None, typer.Option("--steps", min=1, help="number of inference steps")]
-GuidanceOption = Annotated[float | None, typer.Option("--guidance-scale", help="1 switches guidance off")]
+GuidanceOption = Annotated[float | None, typer.Option("--guidance-scale")]
 SeedOption = Annotated[int, typer.Option("--seed", help="seed of the first picture; the next ones count up")]
 HeightOption = Annotated[int | None, typer.Option("--height", min=1, help="pixels")]
 WidthOption = Annotated[int | None, typer.Option("--width", min=1, help="pixels")]
@@ -47,6 +47,10 @@ def device_and_dtype(device: str, dtype: str) -> tuple[str, Any]:
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError("--device cuda: torch finds no CUDA device here; use --device cpu")
+    if device.split(":")[0] not in ("cpu", "cuda", "mps"):
+        raise ValueError(f"--device {device}: use auto, cpu, cuda, cuda:N or mps")
+    if device == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("--device mps: torch finds no Apple GPU here; use --device cpu")
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if dtype == "auto":
         return device, torch.bfloat16 if device.startswith("cuda") else torch.float32
@@ -95,12 +99,48 @@ def call_arguments(pipe: Any, given: dict[str, Any]) -> dict[str, Any]:
     """The given options as arguments of this pipeline's call; one it does not know is an error that names it."""
     import inspect
 
+    from fastdit.models.base import family_of
+
     known = inspect.signature(type(pipe).__call__).parameters
     given = {name: value for name, value in given.items() if value is not None}
+    if "video_length" in known and "num_frames" in given:
+        given["video_length"] = given.pop("num_frames")  # Latte's word for it
+    if "negative_prompt" in given and family_of(first_transformer(pipe)).guidance == "embedded":
+        raise ValueError("--negative-prompt: this model's guidance is embedded, a negative prompt would do nothing")
+    for name, parameter in list(known.items())[1:]:
+        required = parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+        if required and name not in ("prompt", "class_labels", *given):
+            raise ValueError(f"--{name.replace('_', '-')}: {type(pipe).__name__} needs it")
     for name in given:
         if name not in known:
             raise ValueError(f"--{name.replace('_', '-')}: {type(pipe).__name__} does not take it")
     return given
+
+
+def first_transformer(pipe: Any) -> Any:
+    """Any of the pipeline's transformers: they are of one family."""
+    from fastdit.pipelines.engine import transformers_of
+
+    return next(iter(transformers_of(pipe).values()))
+
+
+def settings(pipe: Any, model: str, given: dict[str, Any]) -> dict[str, Any]:
+    """What a picture's metadata says about how it was made."""
+    import diffusers
+    import torch
+
+    import fastdit
+
+    plain = {name: value for name, value in given.items() if isinstance(value, (int, float, str, list))}
+    return {
+        "model": model,
+        "methods": [method.to_dict() for method in pipe.methods],
+        "call": {**pipe.call_defaults, **plain},
+        "dtype": str(pipe.dtype).removeprefix("torch."),
+        "seconds": round(pipe.report.seconds, 3),
+        "macs": {"dense": pipe.report.macs_dense, "executed": pipe.report.macs_executed},
+        "versions": {"fastdit": fastdit.__version__, "diffusers": diffusers.__version__, "torch": torch.__version__},
+    }
 
 
 def makes_videos(pipe: Any) -> bool:
@@ -116,15 +156,25 @@ def prompt_arguments(pipe: Any, prompts: list[str]) -> dict[str, Any]:
 
     if "class_labels" not in inspect.signature(type(pipe).__call__).parameters:
         return {"prompt": prompts}
-    names = getattr(pipe, "labels", {})
-    ids = []
-    for prompt in prompts:
-        if not prompt.isdigit() and prompt not in names:
-            raise ValueError(
-                f"PROMPT {prompt!r} is no class of this model: give a class id or name (pipe.labels lists them)"
-            )
-        ids.append(int(prompt) if prompt.isdigit() else names[prompt])
-    return {"class_labels": ids}
+    return {"class_labels": [class_id(pipe, prompt) for prompt in prompts]}
+
+
+def class_id(pipe: Any, prompt: str) -> int:
+    """The class of an id or a name; of a list of synonyms ("tench, Tinca tinca") the first known one counts."""
+    import difflib
+
+    names = {name.lower(): number for name, number in (getattr(pipe, "labels", None) or {}).items()}
+    count = pipe.transformer.config.num_embeds_ada_norm
+    if prompt.strip().isdigit():
+        if int(prompt) >= count:
+            raise ValueError(f"PROMPT {prompt}: this model has classes 0 to {count - 1}")
+        return int(prompt)
+    for word in (prompt, *prompt.split(",")):
+        if word.strip().lower() in names:
+            return names[word.strip().lower()]
+    close = difflib.get_close_matches(prompt.lower(), names, n=3)
+    hint = f"; close ones: {', '.join(close)}" if close else ""
+    raise ValueError(f"PROMPT {prompt!r} is no class of this model: give a class id (0 to {count - 1}) or name{hint}")
 
 
 def generators(seed: int, count: int) -> list[Any]:

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-PICTURES, VIDEOS = (".png", ".jpg", ".jpeg", ".webp"), (".mp4", ".gif", ".webm")
+PICTURES, VIDEOS = (".png", ".jpg", ".jpeg", ".webp"), (".mp4", ".gif")
 
 
 def check_output(path: Path, expected_bytes: int = 8 << 20) -> None:
@@ -21,6 +21,13 @@ def check_output(path: Path, expected_bytes: int = 8 << 20) -> None:
     free = shutil.disk_usage(folder).free
     if free < expected_bytes:
         raise ValueError(f"-o {path}: only {free >> 20} MiB free on that disk, {expected_bytes >> 20} MiB needed")
+
+
+def check_kind(path: Path, videos: bool) -> None:
+    """The file type fits what the model makes."""
+    if path.suffix.lower() not in (VIDEOS if videos else PICTURES):
+        made, fitting = ("videos", VIDEOS) if videos else ("pictures", PICTURES)
+        raise ValueError(f"-o {path}: this model makes {made}, use one of {' '.join(fitting)}")
 
 
 def numbered(path: Path, index: int, count: int) -> Path:
@@ -85,3 +92,18 @@ def print_report(report: Any) -> None:
         console.print(table)
     for text in report.warnings:
         console.print(f"[yellow]warning:[/] {text}", highlight=False)
+
+
+def print_timing(timing: Any) -> None:
+    """Dense against accelerated: seconds, MACs and their ratios."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from fastdit.core.report import human
+
+    (dense, fast), report = timing.seconds, timing.fast[0][1]
+    table = Table("", "dense", "accelerated", "ratio")
+    table.add_row(f"seconds, median of {len(timing.fast)}", f"{dense:.2f}", f"{fast:.2f}", timing.ratio)
+    saved = f"{report.macs_dense / report.macs_executed:.2f}x" if report.macs_executed else ""
+    table.add_row("MACs, transformer", human(report.macs_dense), human(report.macs_executed), saved)
+    Console().print(table)

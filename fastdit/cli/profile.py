@@ -23,12 +23,15 @@ def profile(
     from fastdit.cli.output import print_report
     from fastdit.core.report import human
     from fastdit.methods.token_merging import TokenMerging
+    from fastdit.models import configs
+    from fastdit.pipelines.loading import locate, recipe_beside
     from fastdit.pipelines.profiling import profile as predict
     from fastdit.pipelines.profiling import read_model
 
-    chosen = o.recipe_from(method, recipe)
-    methods = list(chosen.methods) if chosen else [TokenMerging()]
     loaded = read_model(model)
+    beside = None if model in configs.names() else recipe_beside(locate(model))
+    chosen = o.recipe_from(method, recipe) or beside
+    methods = list(chosen.methods) if chosen else [TokenMerging()]
     geometry = loaded.geometry(height, width, num_frames, steps)
     report = predict(loaded, methods, geometry, guidance)
     console = Console(soft_wrap=True)

@@ -21,9 +21,11 @@ def noise_levels(scheduler: Any) -> list[float]:
     """
     timesteps = torch.as_tensor(scheduler.timesteps)
     abar = getattr(scheduler, "alphas_cumprod", None)
-    flow = scheduler.config.get("use_flow_sigmas", False) or "flow" in scheduler.config.get("prediction_type", "")
+    config = scheduler.config
+    flow = config.get("use_flow_sigmas", False) or "flow" in (config.get("prediction_type") or "")
     if abar is None or flow:
-        return [float(sigma) for sigma in scheduler.sigmas[: len(timesteps)]]
+        sigmas = [float(sigma) for sigma in scheduler.sigmas[: len(timesteps)]]
+        return [1 - sigma for sigma in sigmas] if config.get("invert_sigmas", False) else sigmas
     return vp_noise(abar, timesteps)
 
 

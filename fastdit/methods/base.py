@@ -25,13 +25,17 @@ class Method:
     name: ClassVar[str]
     summary: ClassVar[str]
     version: ClassVar[int] = 1
-    needs: ClassVar[frozenset[str]] = frozenset()
     under_sharding: ClassVar[bool] = False  # can it run while the sequence is split over processes?
 
     @property
     def stage(self) -> Stage:
         """Where in the plan this method acts."""
         raise NotImplementedError
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What a family must offer for these settings (`fastdit.models.base.OFFERS`)."""
+        return frozenset()
 
     @property
     def neutral(self) -> bool:

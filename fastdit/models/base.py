@@ -43,11 +43,10 @@ class BlockGroup:
 
 @dataclass(frozen=True)
 class Rotary:
-    """How the self-attention takes rotary rows: argument name, axis of the rows, whether rows may differ by sample."""
+    """How the self-attention takes rotary rows: argument name, and the axis of the rows (1: behind a batch axis)."""
 
     argument: str
     axis: int = 0
-    batched: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,6 +72,7 @@ class ModelFamily:
     guidance: Literal["batched", "two passes", "embedded"] = "batched"
     prediction: Literal["flow", "epsilon"] = "flow"
     timestep_scale: float = 1000.0
+    timestep_rises: bool = False  # the timestep grows from 0 to 1 while the noise falls (Mochi)
     flow_shift: float = 1.0
     patch: Callable[[Any], int] = lambda config: config.patch_size
     defaults: Callable[[Any], dict[str, Any]] = lambda pipe: {}
@@ -106,7 +106,8 @@ class ModelFamily:
         """Noise in [0, 1] by the timestep of a forward outside any run, in this family's own convention."""
         timestep = torch.as_tensor(arguments["timestep"]).float().max().cpu()
         if self.prediction == "flow":
-            return min(1.0, float(timestep) / self.timestep_scale)
+            share = min(1.0, float(timestep) / self.timestep_scale)
+            return 1 - share if self.timestep_rises else share
         betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)  # DiT's and PixArt's training schedule
         return vp_noise(torch.cumprod(1 - betas, 0), timestep[None])[0]
 
@@ -140,7 +141,3 @@ def family_of(transformer: nn.Module) -> ModelFamily:
         f"no model family describes {type(transformer).__name__}; known: {known}. Describe a new one with "
         "fastdit.models.ModelFamily(...) and fastdit.models.register_family(...), as examples/own_family.py does"
     )
-
-
-def image_layout(height: int, width: int) -> TokenLayout:
-    return TokenLayout(1, height, width)

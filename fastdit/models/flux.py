@@ -19,7 +19,10 @@ def _layout(transformer: Any, arguments: Any) -> TokenLayout:
     height, width = _SIZES[ids]
     tokens = arguments["hidden_states"].shape[1]
     if height * width != tokens:
-        raise ValueError(f"img_ids describe {height} x {width} positions but there are {tokens} image tokens")
+        raise ValueError(
+            f"img_ids describe {height} x {width} positions but there are {tokens} image tokens: pipelines that add "
+            "reference images to the sequence (Kontext, Fill) are not described"
+        )
     return TokenLayout(1, height, width, text_length=arguments["encoder_hidden_states"].shape[1], text="first")
 
 

@@ -45,6 +45,7 @@ MOCHI = register_family(
         inputs=_inputs,
         offers=frozenset({"tokens"}),  # its processor calls SDPA once per sample: no "one_sdpa"
         rotary=Rotary("image_rotary_emb"),
+        timestep_rises=True,
         ready_skeleton=_ready_skeleton,
         quirks=(
             "attention runs sample by sample inside the host, so reducing only q or kv is not offered",

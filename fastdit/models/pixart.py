@@ -3,12 +3,12 @@
 from typing import Any
 
 import torch
-from diffusers import PixArtTransformer2DModel
+from diffusers import PixArtSigmaPipeline, PixArtTransformer2DModel
 
 from fastdit.core.layout import TokenLayout
 from fastdit.models.base import BlockGroup, ModelFamily, register_family
 
-_BINNED_SAMPLE_SIZES = (32, 64, 128)  # the sizes for which the pipelines have tables of aspect ratios
+_BINNED_SAMPLE_SIZES = {32, 64, 128}  # the sizes for which the pipelines have tables of aspect ratios
 
 
 def _layout(transformer: Any, arguments: Any) -> TokenLayout:
@@ -35,7 +35,8 @@ def _inputs(config: Any, batch: int, frames: int, height: int, width: int) -> di
 
 def _defaults(pipe: Any) -> dict[str, Any]:
     """Resolution binning only where it is right: the tables hold pixel sizes of an 8x VAE."""
-    binned = pipe.transformer.config.sample_size in _BINNED_SAMPLE_SIZES and pipe.vae_scale_factor == 8
+    sizes = _BINNED_SAMPLE_SIZES | ({256} if isinstance(pipe, PixArtSigmaPipeline) else set())
+    binned = pipe.transformer.config.sample_size in sizes and pipe.vae_scale_factor == 8
     return {} if binned else {"use_resolution_binning": False}
 
 

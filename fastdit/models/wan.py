@@ -16,12 +16,11 @@ def _layout(transformer: Any, arguments: Any) -> TokenLayout:
 
 
 def _inputs(config: Any, batch: int, frames: int, height: int, width: int) -> dict[str, Any]:
-    image = config.image_dim and torch.empty(batch, 257, config.image_dim)
     return {
         "hidden_states": torch.empty(batch, config.in_channels, frames, height, width),
         "timestep": torch.full((batch,), 500.0),
         "encoder_hidden_states": torch.empty(batch, 512, config.text_dim),
-        "encoder_hidden_states_image": image if torch.is_tensor(image) else None,
+        "encoder_hidden_states_image": torch.empty(batch, 257, config.image_dim) if config.image_dim else None,
     }
 
 
@@ -34,7 +33,7 @@ WAN = register_family(
         layout=_layout,
         inputs=_inputs,
         offers=frozenset({"tokens", "one_sdpa", "video"}),
-        rotary=Rotary("rotary_emb", axis=1, batched=True),
+        rotary=Rotary("rotary_emb", axis=1),
         guidance="two passes",
         flow_shift=5.0,
         patch=lambda config: config.patch_size[1],

@@ -50,7 +50,7 @@ def match_bipartite(metric: Tensor, keep: int, grid: Grid, window: Grid | None =
         count = destinations(grid, window)
         raise ValueError(f"window {window} has {count} destinations, which all stay; keep={keep} needs a larger window")
     dst, src = _partition(grid, window, metric.device)  # (D,), (S,)
-    score, nearest = _best_destination(unit_rows(metric).to(metric.dtype), dst, src)  # (B, S) each
+    score, nearest = _best_destination(unit_rows(metric), dst, src)  # (B, S) each
 
     best = score.topk(rows - keep, dim=1).indices  # (B, R)
     merged = src[best]  # (B, R) rows that go

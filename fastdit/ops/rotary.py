@@ -38,7 +38,7 @@ def rows_at(table: tuple[Tensor, Tensor], reference_grid: Grid, positions: Tenso
     anchor = torch.minimum(positions.round().long().clamp(min=0), sides - 1)  # (B, M, 3)
     row = ((anchor[..., 0] * height + anchor[..., 1]) * width + anchor[..., 2]).flatten()  # (B M,)
     rest = (positions - anchor).flatten(0, 1).to(torch.promote_types(cos.dtype, torch.float32))  # (B M, 3)
-    turn = rest @ axis_steps(table, reference_grid).flatten(1).to(rest.dtype)  # (B M, D)
+    turn = rest @ axis_steps(table, reference_grid).flatten(1).to(rest.device, rest.dtype)  # (B M, D)
 
     near_cos = cos.index_select(0, row).flatten(1).to(rest.dtype)  # (B M, D)
     near_sin = sin.index_select(0, row).flatten(1).to(rest.dtype)  # (B M, D)
@@ -56,8 +56,12 @@ def axis_steps(table: tuple[Tensor, Tensor], reference_grid: Grid) -> Tensor:
     steps = []
     for side, stride in ((frames, height * width), (height, width), (width, 1)):
         row = stride if side > 1 else 0  # row 0 against itself turns by 0
-        c0, s0 = cos[0].double(), sin[0].double()
-        c1, s1 = cos[row].double(), sin[row].double()
+        c0, s0, c1, s1 = (_double(table[index]) for index in (0, row) for table in (cos, sin))
         # The angle between two rows by the difference formulas: it comes out wrapped, and exactly 0 for equal rows.
         steps.append(torch.atan2(s1 * c0 - c1 * s0, c1 * c0 + s1 * s0))
     return torch.stack(steps)  # (3, ...)
+
+
+def _double(row: Tensor) -> Tensor:
+    """float64, on the CPU where the device has none (MPS)."""
+    return row.cpu().double() if row.device.type == "mps" else row.double()

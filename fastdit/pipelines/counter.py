@@ -29,6 +29,9 @@ class MacCounter:
     def __init__(self, host: Host, methods: Sequence[Method]) -> None:
         skeleton = skeleton_of(host.module)
         host.family.ready_skeleton(skeleton)
+        for module in skeleton.modules():  # other backends have no meta kernels, and the global one may be any
+            if hasattr(getattr(module, "processor", None), "_attention_backend"):
+                module.processor._attention_backend = "native"
         self.twin = Host(host.label, skeleton, host.family)
         self.runtimes = bind(methods, self.twin, PatchLedger())
         self._known: dict[tuple, int] = {}

@@ -1,13 +1,11 @@
 """The engine: attaches methods to the transformers of a pipeline, runs them by the clock, and reports.
 
-Two ledgers: one holds the hooks that watch (they stay while the methods are set aside by `dense()`), the other what the
-methods change. The scheduler is only touched while a run is open.
+Three ledgers: one holds the pipeline's extended class, one the hooks that watch (they stay while the methods are set
+aside by `dense()`), one what the methods change. The scheduler is only touched while a run is open.
 """
 
 import contextlib
 import functools
-import resource
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +17,7 @@ from torch import nn
 from fastdit.core.clock import StepClock
 from fastdit.core.errors import NothingAccelerated
 from fastdit.core.ledger import PatchLedger
+from fastdit.core.memory import cuda_devices, peak_memory, start_measuring, wait_for
 from fastdit.core.report import RunReport
 from fastdit.methods.base import STAGES, Method
 from fastdit.methods.runtime import Forward, Host, Runtime
@@ -69,10 +68,11 @@ class Engine:
         self.target = target
         self.clock = StepClock()
         self.report = RunReport()
-        self.watching, self.changes = PatchLedger(), PatchLedger()
+        self.identity, self.watching, self.changes = PatchLedger(), PatchLedger(), PatchLedger()
         self.attached: list[Attached] = []
         self.methods: list[Method] = []
         self.running = self.set_aside = False
+        self.counting = 0.0  # seconds of a run that went into counting MACs
         self.attach(methods)
 
     def attach(self, methods: Sequence[Method]) -> None:
@@ -93,9 +93,8 @@ class Engine:
                     raise ValueError(f"{name}: no self-attention found where family {families[name].name} lists them")
                 item = Attached(host, MacCounter(host, self.methods), [])
                 self.attached.append(item)
-                hook = functools.partial(self._before_forward, item)
-                if module is not transformers[name]:  # inside a compiled whole, the hook stays outside the graph
-                    hook = torch.compiler.disable(hook)
+                # should the whole be compiled, now or later, the hook stays outside the graph
+                hook = torch.compiler.disable(functools.partial(self._before_forward, item))
                 handle = module.register_forward_pre_hook(hook, with_kwargs=True)
                 self.watching.add_hook(handle, f"{name}'s forward hook")
             self._install()
@@ -107,6 +106,7 @@ class Engine:
         for item in self.attached:
             item.host.wrappers.clear()
             item.runtimes = bind(self.methods, item.host, self.changes)
+            self._check_backend(item)
         self.report = self._new_report()
 
     def _uninstall(self) -> None:
@@ -158,21 +158,24 @@ class Engine:
         """One call of the pipeline: the clock is on its scheduler, the report is new, state is dropped at the end."""
         if self.running:
             raise RuntimeError("this pipeline is already running; use one pipeline per thread")
-        self._check_still_there()
         clock_ledger = PatchLedger()
         self.report = self._new_report()
+        self._check_still_there()
         self._start_runtimes()
-        self.running, began = True, time.perf_counter()
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
+        self.counting = 0.0
+        devices = cuda_devices(self._devices())
         try:
+            self.running, began = True, time.perf_counter()
+            start_measuring(devices)
             self.clock.install(self.target.scheduler, clock_ledger)
             yield self.report
         finally:
             self.running = False
             clock_ledger.undo()
-            self.report.steps, self.report.seconds = self.clock.step_index, time.perf_counter() - began
-            self.report.peak_memory = peak_memory()
+            wait_for(devices)
+            self.report.steps = self.clock.step_index
+            self.report.seconds = time.perf_counter() - began - self.counting
+            self.report.peak_memory = peak_memory(devices)
             self._explain_idle()
             self.clock.reset()
             self._start_runtimes()
@@ -200,14 +203,32 @@ class Engine:
                 raise RuntimeError(
                     f"pipe.{item.host.label} was replaced after fastdit was attached: call set_methods(...) again"
                 )
-            processors = (module.processor for _, module in item.host.family.attentions(item.host.module))
+            processors = [module.processor for _, module in item.host.family.attentions(item.host.module)]
             sharded = any(getattr(processor, "_parallel_config", None) is not None for processor in processors)
             for method in self.methods if sharded and item.runtimes else ():
-                if not method.under_sharding:
+                if not method.under_sharding and not method.neutral:
                     raise RuntimeError(
                         f"{method.name} cannot run under context parallelism: each process holds only a part of the "
                         "sequence, so tokens cannot be matched; disable parallelism or remove the method"
                     )
+            self._check_backend(item)
+            if item.runtimes and getattr(item.host.module, "is_cache_enabled", False):
+                self.report.warnings.append(
+                    f"a diffusers cache is enabled on {item.host.label}: it skips blocks, calls and MACs are too high"
+                )
+
+    def _check_backend(self, item: Attached) -> None:
+        """Methods inside the attention call need the native backend; refuse others before any work."""
+        processors = [module.processor for _, module in item.host.family.attentions(item.host.module)]
+        backends = {getattr(processor, "_attention_backend", None) for processor in processors} - {None}
+        names = {str(getattr(backend, "value", backend)) for backend in backends}
+        for method, runtime in zip(self.methods, item.runtimes, strict=False):
+            runtime.report.backend = ", ".join(sorted(names)) or "native"
+            if "one_sdpa" in method.needs and names - {"native"}:
+                raise RuntimeError(
+                    f"{method.name} with these options works inside the attention call, which backend "
+                    f"{', '.join(sorted(names))} does not show: call transformer.set_attention_backend('native')"
+                )
 
     def _before_forward(self, item: Attached, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         """Plan one forward: what every method does, and what it costs. Outside compiled code by design."""
@@ -231,10 +252,31 @@ class Engine:
         plans = [runtime.plan(forward) for runtime in item.runtimes]
         for runtime, plan in zip(item.runtimes, plans, strict=True):
             runtime.apply(plan, forward)
-        dense, executed = item.counter.count(args, kwargs, plans or [None], forward)
+        dense, executed = self._count(item, args, kwargs, plans, forward)
         row = report.book(forward.step_index, forward.noise, dense, executed)
         for method, runtime, plan in zip(self.methods, item.runtimes, plans, strict=False):
             row.density[method.name] = runtime.book(plan, forward)
+
+    def _count(
+        self, item: Attached, args: tuple, kwargs: dict[str, Any], plans: list[Any], forward: Forward
+    ) -> tuple[int, int]:
+        """MACs of the forward; bookkeeping must never stop a run, so a model that cannot be counted is a warning."""
+        began = time.perf_counter()
+        try:
+            return item.counter.count(args, kwargs, plans or [None], forward)
+        except Exception as error:
+            note = f"MACs are not counted: the forward fails on the meta device ({type(error).__name__}: {error})"
+            if note not in self.report.warnings:
+                self.report.warnings.append(note)
+            return 0, 0
+        finally:
+            self.counting += time.perf_counter() - began
+
+    def _devices(self) -> list[torch.device]:
+        """Where the transformers are, or will be once offloading brings them there."""
+        found = [parameter.device for item in self.attached for parameter in item.host.module.parameters()]
+        execution = getattr(self.target, "_execution_device", None)
+        return found if execution is None else [*found, execution]
 
     def _refuse_nothing(self, forward: Forward) -> None:
         """Before the first forward: an error if no method would act in this run; a note for those that would not."""
@@ -262,11 +304,3 @@ class Engine:
                         "no step of this transformer was in its range" if done.calls else "this transformer did not run"
                     )
                     done.reason = ran
-
-
-def peak_memory() -> int:
-    """Peak bytes: allocated on the GPU where there is one, otherwise resident in this process since its start."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -33,23 +33,15 @@ class FastDiTPipeline:
         Without methods and without a recipe (fastdit.json) beside the model it runs dense, and says so.
         """
         path = locate(model)
-        beside = recipe_beside(path)
-        if methods is None and beside is None:
-            warnings.warn(
-                f"no methods were given and {model} has no fastdit.json beside it: the pipeline runs dense. Pass "
-                "methods=[TokenMerging()] to accelerate it, or methods=[] to say that dense is meant",
-                stacklevel=2,
-            )
-        beside = beside or Recipe(())
-        recipe = beside if methods is None else as_recipe(methods)
-        # how a model wants to be called belongs to the model, whatever methods run on it
-        recipe = dataclasses.replace(recipe, call={**beside.call, **recipe.call})
+        recipe = _recipe_for(path, methods)
         return extend(load_pipeline(path, **kwargs), recipe)
 
     @classmethod
     def from_single_file(cls, file: str | Path, config: str | Path, methods: Methods = None, **kwargs: Any) -> Any:
         """Load the transformer from one original checkpoint file, the rest from the diffusers folder `config`."""
-        return extend(load_single_file(file, locate(config), **kwargs), as_recipe(methods))
+        path = locate(config)
+        recipe = _recipe_for(path, methods)
+        return extend(load_single_file(file, path, **kwargs), recipe)
 
     @property
     def report(self) -> RunReport:
@@ -85,9 +77,23 @@ class FastDiTPipeline:
         self._fastdit.set_methods([])
 
 
+def _recipe_for(path: str | Path, methods: Methods) -> Recipe:
+    """The given methods or the recipe beside the model; the call defaults beside the model hold in both cases."""
+    beside = recipe_beside(path)
+    if methods is None and beside is None:
+        warnings.warn(
+            f"no methods were given and {path} has no fastdit.json beside it: the pipeline runs dense. Pass "
+            "methods=[TokenMerging()] to accelerate it, or methods=[] to say that dense is meant",
+            stacklevel=3,
+        )
+    beside = beside or Recipe(())
+    recipe = beside if methods is None else as_recipe(methods)
+    return dataclasses.replace(recipe, call={**beside.call, **recipe.call})
+
+
 def call_defaults(pipe: Any, recipe: Recipe) -> dict[str, Any]:
     """Call arguments that the family and the recipe give where the user gives none (the recipe wins)."""
-    family = family_of(transformers_of(pipe)["transformer"])
+    family = family_of(next(iter(transformers_of(pipe).values())))
     defaults = {**family.defaults(pipe), **recipe.call}
     known = inspect.signature(type(pipe).__call__).parameters
     if unknown := set(recipe.call) - set(known):
@@ -104,7 +110,7 @@ def check_size(pipe: Any, given: dict[str, Any]) -> None:
         "use_resolution_binning", "use_resolution_binning" in inspect.signature(type(pipe).__call__).parameters
     ):
         return  # the pipeline itself goes to the nearest size that it knows
-    transformer = transformers_of(pipe)["transformer"]
+    transformer = next(iter(transformers_of(pipe).values()))
     scale: int = getattr(pipe, "vae_scale_factor_spatial", getattr(pipe, "vae_scale_factor", 8))
     multiple = scale * family_of(transformer).patch(transformer.config)
     for name in ("height", "width"):
@@ -148,7 +154,7 @@ def extend(pipe: Any, recipe: Recipe) -> Any:
         raise ValueError("this pipeline is already accelerated: use pipe.set_methods([...])")
     defaults = call_defaults(pipe, recipe)
     engine = Engine(pipe, recipe.methods)
-    pipe.__class__ = _extended(type(pipe))  # type: ignore[arg-type]
+    engine.identity.set_class(pipe, _extended(type(pipe)))  # type: ignore[arg-type]
     pipe._fastdit, pipe._fastdit_call = engine, defaults
     return pipe
 
@@ -195,9 +201,10 @@ def accelerate(target: Any, methods: Methods) -> Handle:
 def restore(target: Any) -> None:
     """Undo `accelerate` or FastDiTPipeline's methods on a pipeline (class included) or a transformer."""
     if isinstance(target, FastDiTPipeline):
-        target._fastdit.detach()
+        engine = target._fastdit
+        engine.detach()
         del target._fastdit, target._fastdit_call
-        target.__class__ = type(target).__bases__[1]
+        engine.identity.undo()
         return
     handle = getattr(getattr(target, "_orig_mod", target), "_fastdit_handle", None)
     if handle is None:

@@ -48,7 +48,7 @@ def load_pipeline(path: str | Path, **kwargs: Any) -> Any:
         host = getattr(diffusers, str(index.get("_class_name")), diffusers.DiffusionPipeline)
         return host.from_pretrained(path, **kwargs)
     except (OSError, json.JSONDecodeError) as error:
-        raise ValueError(f"cannot load model {path}: {_first_line(error)}") from error
+        raise ValueError(f"cannot load model {path}: {first_line(error)}") from error
     except Exception as error:
         if type(error).__name__ == "SafetensorError":
             raise ValueError(f"cannot load model {path}: a weight file is damaged ({error}); fetch it again") from error
@@ -71,7 +71,7 @@ def load_single_file(file: str | Path, config: str | Path, **kwargs: Any) -> Any
     try:
         transformer = cls.from_single_file(str(file), config=str(config), subfolder="transformer", dtype=dtype)
     except (OSError, KeyError) as error:
-        raise ValueError(f"cannot load checkpoint {file}: {_first_line(error)}") from error
+        raise ValueError(f"cannot load checkpoint {file}: {first_line(error)}") from error
     except Exception as error:
         if type(error).__name__ == "SafetensorError":
             raise ValueError(f"cannot load checkpoint {file}: the file is damaged ({error}); fetch it again") from error
@@ -86,5 +86,6 @@ def _hub_options(kwargs: dict[str, Any]) -> dict[str, Any]:
     return {name: kwargs[name] for name in _HUB if name in kwargs}
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message."""
     return str(error).strip().split("\n")[0]

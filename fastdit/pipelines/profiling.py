@@ -1,6 +1,5 @@
 """Predicting a run from the config alone: MACs per step, dense and accelerated, on the meta device."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 import torch
 
-from fastdit.core.clock import vp_noise
+from fastdit.core.clock import noise_levels, vp_noise
 from fastdit.core.ledger import PatchLedger
 from fastdit.core.report import RunReport
 from fastdit.methods.base import Method
@@ -17,7 +16,7 @@ from fastdit.models import configs
 from fastdit.models.base import ModelFamily, load_families
 from fastdit.pipelines.counter import MacCounter, bind
 from fastdit.pipelines.engine import checked
-from fastdit.pipelines.loading import locate
+from fastdit.pipelines.loading import first_line, locate, recipe_beside
 
 
 @dataclass(frozen=True)
@@ -39,6 +38,7 @@ class ModelConfig:
     vae_scale: int
     frame_scale: int
     usual: dict[str, int]
+    scheduler: Any = None
 
     def geometry(self, height: int | None, width: int | None, num_frames: int | None, steps: int | None) -> Geometry:
         """Latent geometry of pixels and frames; ValueError names a size that does not divide."""
@@ -54,36 +54,43 @@ class ModelConfig:
 
 
 def read_model(model: str) -> ModelConfig:
-    """The transformer of a shipped config, a bundled model or a diffusers folder, without weights."""
+    """The transformer of a shipped config, a bundled model, a diffusers folder or a Hub id, without weights."""
     if model in configs.names():
         data = configs.read(model)
     else:
         try:
-            data = _from_folder(Path(locate(model)))
-        except ValueError as error:
-            raise ValueError(f"{error}; configs that ship: {', '.join(configs.names())}") from None
+            data = _from_pipeline(locate(model))
+        except (ValueError, OSError) as error:
+            raise ValueError(f"{first_line(error)}; configs that ship: {', '.join(configs.names())}") from None
     family = _family_named(data["class"])
     with torch.device("meta"):
         transformer = family.transformer_class.from_config(data["config"]).eval()  # type: ignore[attr-defined]
-    return ModelConfig(transformer, family, data["vae_scale"], data.get("frame_scale", 1), data)
+    frame_scale = data.get("frame_scale", 1)
+    return ModelConfig(transformer, family, data["vae_scale"], frame_scale, data, data.get("scheduler"))
 
 
-def _from_folder(folder: Path) -> dict[str, Any]:
-    if not (folder / "transformer" / "config.json").is_file():
-        raise ValueError(f"model {folder} is no local diffusers folder with a transformer/config.json")
-    config = json.loads((folder / "transformer" / "config.json").read_text())
-    vae_file = folder / "vae" / "config.json"
-    vae = json.loads(vae_file.read_text()) if vae_file.is_file() else {}
+def _from_pipeline(path: str | Path) -> dict[str, Any]:
+    """What a shipped config holds, read from a pipeline's own config files, with its scheduler."""
+    import diffusers
+
+    index = diffusers.DiffusionPipeline.load_config(path)
+    part = index.get("transformer") or index.get("transformer_2")
+    config = getattr(diffusers, part[1]).load_config(path, subfolder="transformer")
+    vae = diffusers.AutoencoderKL.load_config(path, subfolder="vae") if index.get("vae", [None])[0] else {}
+    scheduler = getattr(diffusers, index["scheduler"][1]).from_pretrained(path, subfolder="scheduler")
     levels = len(vae.get("block_out_channels", vae.get("dim_mult", [1] * 4))) - 1
     scale = vae.get("scale_factor_spatial", vae.get("spatial_compression_ratio", 2**levels))
-    size = config.get("sample_size") or 64
+    size = (config.get("sample_size") or 64) * scale
+    recipe = recipe_beside(path)
     return {
-        "class": config["_class_name"],
+        "class": part[1],
         "config": config,
+        "scheduler": scheduler,
         "vae_scale": scale,
         "frame_scale": vae.get("scale_factor_temporal", vae.get("temporal_compression_ratio", 4)),
-        "height": size * scale,
-        "width": size * scale,
+        "height": size,
+        "width": size,
+        "steps": recipe.call.get("num_inference_steps", 50) if recipe else 50,
     }
 
 
@@ -94,11 +101,15 @@ def _family_named(class_name: str) -> ModelFamily:
     return by_name[class_name]
 
 
-def noise_schedule(family: ModelFamily, steps: int) -> list[float]:
-    """The family's usual noise levels: shifted flow sigmas, or those of a VP model at evenly spaced timesteps."""
+def noise_schedule(model: ModelConfig, steps: int) -> list[float]:
+    """Noise of each step: by the pipeline's own scheduler, or else the family's usual flow or VP schedule."""
+    if model.scheduler is not None:
+        model.scheduler.set_timesteps(steps)
+        return noise_levels(model.scheduler)
     shares = [1 - index / steps for index in range(steps)]
-    if family.prediction == "flow":
-        return [family.flow_shift * u / (1 + (family.flow_shift - 1) * u) for u in shares]
+    if model.family.prediction == "flow":
+        shift = model.family.flow_shift
+        return [shift * u / (1 + (shift - 1) * u) for u in shares]
     betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
     return vp_noise(torch.cumprod(1 - betas, 0), torch.tensor([999 * u for u in shares]))
 
@@ -117,7 +128,7 @@ def profile(model: ModelConfig, methods: Sequence[Method], geometry: Geometry, g
     report = RunReport(steps=geometry.steps)
     for method, runtime in zip(methods, runtimes, strict=True):
         report.methods[method.name] = runtime.report
-    levels = noise_schedule(family, geometry.steps)
+    levels = noise_schedule(model, geometry.steps)
     for runtime in runtimes:
         runtime.report.reason = runtime.acts(layout, levels) or ""
     for step, noise in enumerate(levels):

@@ -6,7 +6,6 @@ from typing import Any
 from fastdit.core.schedule import Schedule
 from fastdit.methods.base import Method, Stage, option, register_method
 from fastdit.methods.runtime import Host, Runtime
-from fastdit.models.base import ModelFamily
 from fastdit.ops.reducers import REDUCERS
 
 
@@ -21,7 +20,6 @@ class TokenMerging(Method):
 
     name = "token_merging"
     summary = "merge, pool or prune tokens around self-attention, by a density that follows the noise"
-    needs = frozenset({"tokens"})
 
     density: Schedule = option(
         Schedule.parse(0.5),
@@ -46,7 +44,9 @@ class TokenMerging(Method):
         (0.0, 1.0), "range of layers as shares of the depth; shallow blocks are the more sensitive", range=(0, 1)
     )
     noise: tuple[float, float] = option((0.0, 1.0), "range of noise in which tokens are merged", range=(0, 1))
-    reuse_steps: int = option(2, "steps that share one matching", range=(1, None))
+    reuse_steps: int = option(
+        2, "steps of a run that share one matching; a bare transformer matches anew in every forward", range=(1, None)
+    )
     reuse_blocks: int = option(4, "consecutive blocks that share one matching; 0: all of them", range=(0, None))
     proportional: bool = option(
         False, "add log(group size) to the attention of merged keys (leaves the fastest attention kernels)"
@@ -90,9 +90,10 @@ class TokenMerging(Method):
     def neutral(self) -> bool:
         return min(self.density.values()) == 1
 
-    def missing(self, family: ModelFamily) -> frozenset[str]:
-        inside = frozenset({"one_sdpa"}) if self.tokens != "both" or self.proportional else frozenset()
-        return (self.needs | inside) - family.offers
+    @property
+    def needs(self) -> frozenset[str]:
+        inside = self.tokens != "both" or self.proportional
+        return frozenset({"tokens", "one_sdpa"} if inside else {"tokens"})
 
     def clash(self, other: Method) -> str | None:
         if isinstance(other, TokenMerging):

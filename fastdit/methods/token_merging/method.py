@@ -53,7 +53,11 @@ class Follower:
     slot: Slot
 
     def match(self, visual: Tensor) -> Match:
-        assert self.slot.match is not None
+        if self.slot.match is None:
+            raise RuntimeError(
+                "a block wants to reuse a matching that was never made, as something (a diffusers cache?) skipped the "
+                "block that makes it: use reuse_blocks=1 and reuse_steps=1, or switch the cache off"
+            )
         return self.slot.match
 
 
@@ -68,7 +72,8 @@ class TokenMergingRuntime:
     def __post_init__(self) -> None:
         depth = len(self.host.blocks())
         low, high = (round(share * depth) for share in self.method.layers)
-        self.layers = range(low, max(high, low + 1) if low < depth else high)
+        low = min(low, depth - 1)
+        self.layers = range(low, max(high, low + 1))  # at least one layer
         self.report.layers = len(self.layers)
         self.reducer = REDUCERS[self.method.reducer]
         self.merged_blocks: dict[int, MergedBlock] = {}
@@ -122,7 +127,7 @@ class TokenMergingRuntime:
 
     def plan(self, forward: Forward) -> MergePlan | None:
         rows = self.rows(forward.layout, forward.noise)
-        if rows >= self.tokens(forward.layout) or not self.layers:
+        if rows >= self.tokens(forward.layout):
             self.last.pop(forward.pass_index, None)  # what follows a dense step finds its tokens anew
             return None
         found = (forward.layout, forward.batch, rows)
