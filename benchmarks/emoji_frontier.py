@@ -32,12 +32,10 @@ SETTINGS = [
     "token_merging:density=linear:0.75:0.25",
     "token_merging:density=0.5,reducer=pool",
     "token_merging:density=0.5,reducer=prune",
-    "token_merging:density=0.5,reuse_blocks=0,reuse_steps=4",
     "token_merging:density=0.75,scope=block",
     "token_merging:density=0.5,scope=block",
     "token_merging:density=linear:0.5:1,scope=block",
-    "token_merging:density=linear:0.5:1,scope=block,reducer=pool",
-    "token_merging:density=linear:0.5:1,scope=block,layers=0.2:1",
+    "token_merging:density=linear:1:0.5,scope=block",
 ]
 
 

@@ -1,7 +1,7 @@
 """Tiny real pipelines of every family: diffusers' own classes, 2 layers, 2 heads, random weights, no download.
 
-Each row makes a pipeline without encoders and VAE (their outputs are given as arguments, latents are returned) and says
-how to call it. `batch` samples differ from each other in prompt and noise.
+Each row makes a pipeline without text encoders and, where it can, without VAE (their outputs are given as arguments,
+latents are returned) and says how to call it. `batch` samples differ from each other in prompt and noise.
 """
 
 from collections.abc import Callable
@@ -16,6 +16,7 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     UniPCMultistepScheduler,
 )
+from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 
 
 @dataclass(frozen=True)
@@ -76,11 +77,12 @@ def dit_arguments(pipe: Any, batch: int, size: int) -> dict[str, Any]:
     return {"class_labels": list(range(1, batch + 1)), "generator": generators, "guidance_scale": 4.0}
 
 
-def make_pixart(sigma: bool = False) -> Any:
+def make_pixart(sigma: bool = False, micro: bool = False) -> Any:
+    """`micro`: the pipeline gives resolution and aspect ratio too, as it does where sample_size is 128."""
     transformer = weights(
         diffusers.PixArtTransformer2DModel, num_attention_heads=2, attention_head_dim=16, in_channels=4,
-        out_channels=8, num_layers=2, cross_attention_dim=32, caption_channels=24, sample_size=16, patch_size=2,
-        use_additional_conditions=False,
+        out_channels=8, num_layers=2, cross_attention_dim=32, caption_channels=24, sample_size=128 if micro else 16,
+        patch_size=2, use_additional_conditions=micro,
     )  # fmt: skip
     cls = diffusers.PixArtSigmaPipeline if sigma else diffusers.PixArtAlphaPipeline
     vae = diffusers.AutoencoderKL(block_out_channels=(8,), norm_num_groups=2, layers_per_block=1)
@@ -159,14 +161,51 @@ def wan_arguments(pipe: Any, batch: int, size: int) -> dict[str, Any]:
     }
 
 
+def make_wan_image(image_dim: int | None = None, expand: bool = False) -> Any:
+    """Image to video: with image embeddings (2.1), by latents alone (2.2), or by a timestep per token (TI2V-5B)."""
+    vae = weights(
+        diffusers.AutoencoderKLWan, base_dim=4, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1,
+        latents_mean=[0.0] * 4, latents_std=[1.0] * 4,
+    )  # fmt: skip
+    encoder = processor = None
+    if image_dim:
+        config = CLIPVisionConfig(
+            hidden_size=image_dim, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=8,
+            patch_size=4,
+        )  # fmt: skip
+        encoder = weights(CLIPVisionModel, config=config)
+        processor = CLIPImageProcessor(size=8, crop_size=8)
+    embeddings = {"image_dim": image_dim, "added_kv_proj_dim": 32} if image_dim else {}
+    return diffusers.WanImageToVideoPipeline(
+        tokenizer=None, text_encoder=None, vae=vae, image_encoder=encoder, image_processor=processor,
+        scheduler=UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0),
+        transformer=wan_transformer(4 if expand else 12, **embeddings), expand_timesteps=expand,
+    )  # fmt: skip
+
+
+def wan_image_arguments(pipe: Any, batch: int, size: int) -> dict[str, Any]:
+    arguments = wan_arguments(pipe, batch, size)
+    if pipe.image_encoder is not None:  # with image embeddings, diffusers counts on 512 text tokens
+        arguments["prompt_embeds"] = noise(batch, 512, 24, seed=1)
+        arguments["negative_prompt_embeds"] = noise(batch, 512, 24, seed=2)
+    return {**arguments, "image": noise(1, 3, size * 8, size * 8, seed=3).sigmoid()}
+
+
 def make_hunyuan(condition: str | None = None) -> Any:
+    in_channels = 9 if condition == "latent_concat" else 4
     transformer = weights(
-        diffusers.HunyuanVideoTransformer3DModel, in_channels=4, out_channels=4, num_attention_heads=2,
+        diffusers.HunyuanVideoTransformer3DModel, in_channels=in_channels, out_channels=4, num_attention_heads=2,
         attention_head_dim=16, num_layers=1, num_single_layers=1, num_refiner_layers=1, patch_size=2, patch_size_t=1,
         guidance_embeds=condition is None, text_embed_dim=24, pooled_projection_dim=12, rope_axes_dim=(4, 6, 6),
         image_condition_type=condition,
     )  # fmt: skip
-    return diffusers.HunyuanVideoPipeline(None, None, transformer, None, flow_euler(), None, None)
+    if condition is None:
+        return diffusers.HunyuanVideoPipeline(None, None, transformer, None, flow_euler(), None, None)
+    vae = weights(
+        diffusers.AutoencoderKLHunyuanVideo, latent_channels=4, block_out_channels=(4, 4, 4, 4), layers_per_block=1,
+        norm_num_groups=2, mid_block_add_attention=False,
+    )  # fmt: skip
+    return diffusers.HunyuanVideoImageToVideoPipeline(None, None, transformer, vae, flow_euler(), None, None, None)
 
 
 def hunyuan_arguments(pipe: Any, batch: int, size: int) -> dict[str, Any]:
@@ -181,6 +220,11 @@ def hunyuan_arguments(pipe: Any, batch: int, size: int) -> dict[str, Any]:
         "width": size * 8,
         "num_frames": 9,
     }
+
+
+def hunyuan_image_arguments(pipe: Any, batch: int, size: int) -> dict[str, Any]:
+    image = noise(batch, 3, size * 8, size * 8, seed=3).sigmoid()
+    return {**hunyuan_arguments(pipe, batch, size), "image": image}
 
 
 def make_latte() -> Any:
@@ -236,11 +280,17 @@ TINY = [
     Tiny("dit", "dit", make_dit, dit_arguments),
     Tiny("pixart_alpha", "pixart", make_pixart, pixart_arguments),
     Tiny("pixart_sigma", "pixart", lambda: make_pixart(sigma=True), pixart_arguments),
+    Tiny("pixart_micro", "pixart", lambda: make_pixart(micro=True), pixart_arguments),
     Tiny("flux", "flux", make_flux, flux_arguments),
     Tiny("wan", "wan", make_wan, wan_arguments),
     Tiny("wan22_a14b", "wan", lambda: make_wan(two=True), wan_arguments),
     Tiny("wan22_ti2v", "wan", lambda: make_wan(expand=True), wan_arguments),
+    Tiny("wan_i2v", "wan", lambda: make_wan_image(image_dim=20), wan_image_arguments),
+    Tiny("wan22_i2v", "wan", make_wan_image, wan_image_arguments),
+    Tiny("wan22_ti2v_image", "wan", lambda: make_wan_image(expand=True), wan_image_arguments),
     Tiny("hunyuan_video", "hunyuan_video", make_hunyuan, hunyuan_arguments),
+    Tiny("hunyuan_i2v_replace", "hunyuan_video", lambda: make_hunyuan("token_replace"), hunyuan_image_arguments),
+    Tiny("hunyuan_i2v_concat", "hunyuan_video", lambda: make_hunyuan("latent_concat"), hunyuan_image_arguments),
     Tiny("latte", "latte", make_latte, latte_arguments),
     Tiny("mochi", "mochi", make_mochi, mochi_arguments),
 ]

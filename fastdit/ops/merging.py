@@ -60,14 +60,6 @@ def match_bipartite(metric: Tensor, keep: int, grid: Grid, window: Grid | None =
     return Reduction(rank.scatter(1, merged, rank.gather(1, target)), keep)
 
 
-def matching_macs(n: int, keep: int, channels: int, grid: Grid, window: Grid | None = None) -> int:
-    """Multiply-adds of the similarities of one sample: every source with every destination, 0 if nothing is merged."""
-    if keep == n:
-        return 0
-    count = destinations(grid, window_for(grid, keep) if window is None else window)
-    return (n - count) * count * channels
-
-
 def window_for(grid: Grid, keep: int) -> Grid:
     """The smallest window, doubled side by side from one row, whose destinations are at most about 3/4 of `keep`."""
     _, height, width = grid
@@ -114,8 +106,6 @@ REDUCERS.register(
     Reducer(
         name="bipartite",
         summary="average rows into the most similar row of a regular grid (ToMe)",
-        uses_metric=True,
         find=match_bipartite,
-        macs=matching_macs,
     ),
 )

@@ -73,19 +73,12 @@ def _find(metric: Tensor, keep: int, grid: Grid) -> Reduction:
     return pool(grid, keep, metric.device)
 
 
-def _no_macs(n: int, keep: int, channels: int, grid: Grid) -> int:
-    """0: which rows are averaged depends on the shape alone."""
-    return 0
-
-
 REDUCERS.register(
     "pool",
     Reducer(
         name="pool",
         summary="average neighbours onto a smaller grid, frame by frame",
-        uses_metric=False,
         find=_find,
-        macs=_no_macs,
         rows=pooled_rows,
     ),
 )

@@ -67,16 +67,6 @@ def tile_counts(grid: Grid, keep: int, tile: Grid = TILE) -> list[int]:
     return counts
 
 
-def pruning_macs(n: int, keep: int, channels: int, grid: Grid, tile: Grid = TILE) -> int:
-    """Multiply-adds of one sample's similarities: pairs in padded tiles, and tiles that kept none with all kept."""
-    if keep == n:
-        return 0
-    sizes, counts = _tile_sizes(grid, tile), tile_counts(grid, keep, tile)
-    places = prod(min(side, whole) for side, whole in zip(tile, grid, strict=True))
-    orphans = sum(size for size, count in zip(sizes, counts, strict=True) if count == 0)
-    return (len(sizes) * places**2 + orphans * keep) * channels
-
-
 def _select(gram: Tensor, real: Tensor, counts: Tensor, most: int) -> Tensor:
     """Farthest-point selection in all tiles of gram (B, T, P, P) at once: (B, T, P) bool, counts[t] rows in tile t."""
     never = torch.inf  # a similarity that the search for the least similar row passes over
@@ -126,8 +116,6 @@ REDUCERS.register(
     Reducer(
         name="prune",
         summary="keep the most diverse rows of each 8x8 tile unchanged (farthest points)",
-        uses_metric=True,
         find=farthest_point,
-        macs=pruning_macs,
     ),
 )

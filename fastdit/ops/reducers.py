@@ -23,9 +23,7 @@ class Reducer:
 
     name: str
     summary: str
-    uses_metric: bool  # False: the rows' content does not matter, only the shape and device of the metric
     find: Callable[[Tensor, int, Grid], Reduction]  # (metric (B, N, C), keep, grid) -> Reduction of length keep
-    macs: Callable[[int, int, int, Grid], int]  # (n, keep, channels, grid) -> multiply-adds of find for one sample
     rows: Callable[[float, Grid], int] = rows_at_density  # (density, grid) -> keep
 
 

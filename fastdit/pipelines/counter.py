@@ -30,8 +30,9 @@ class MacCounter:
         skeleton = skeleton_of(host.module)
         host.family.ready_skeleton(skeleton)
         for module in skeleton.modules():  # other backends have no meta kernels, and the global one may be any
-            if hasattr(getattr(module, "processor", None), "_attention_backend"):
-                module.processor._attention_backend = "native"
+            processor: Any = getattr(module, "processor", None)
+            if hasattr(processor, "_attention_backend"):
+                processor._attention_backend = "native"
         self.twin = Host(host.label, skeleton, host.family)
         self.runtimes = bind(methods, self.twin, PatchLedger())
         self._known: dict[tuple, int] = {}

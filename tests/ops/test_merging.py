@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastdit.ops import merging
-from fastdit.ops.merging import bipartite_soft_matching, destinations, match_bipartite, matching_macs, window_for
+from fastdit.ops.merging import bipartite_soft_matching, destinations, match_bipartite, window_for
 
 
 def slow_match(metric, keep, grid, window):
@@ -91,8 +91,3 @@ def test_windows_grow_in_space_before_time():
     assert window_for((4, 8, 8), 4) == (2, 8, 8)
     assert window_for((1, 1, 50), 10) == (1, 1, 8)
     assert destinations((3, 5, 7), (2, 2, 4)) == 2 * 3 * 2
-
-
-def test_macs_are_the_score_matrix():
-    assert matching_macs(4096, 2048, 1152, (1, 64, 64)) == 3072 * 1024 * 1152
-    assert matching_macs(4096, 2048, 10, (1, 64, 64), (1, 1, 2)) == 2048 * 2048 * 10

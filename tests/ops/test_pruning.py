@@ -2,7 +2,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastdit.ops.pruning import farthest_point, pruning_macs, tile_counts
+from fastdit.ops.pruning import farthest_point, tile_counts
 
 
 def similarity(metric):
@@ -83,9 +83,3 @@ def test_tile_counts_add_up_and_fit(data, grid):
     assert sum(tile_counts(grid, keep)) == keep
     assert all(0 <= count <= min(n, 64) for count in tile_counts(grid, keep))
     assert tile_counts(grid, n, (1, 1, 1)) == [1] * n
-
-
-def test_macs_are_the_tile_similarities():
-    assert pruning_macs(4096, 2048, 10, (1, 64, 64)) == 64 * 64 * 64 * 10
-    assert pruning_macs(36, 1, 10, (1, 6, 6), (1, 3, 3)) == (4 * 9 * 9 + 27 * 1) * 10  # three tiles keep none
-    assert pruning_macs(36, 36, 10, (1, 6, 6)) == 0
