@@ -36,9 +36,9 @@ def settings(kind: str, rows: Callable[[Tiny], Any] = lambda tiny: tiny.family) 
 
 
 def rotary_kind(tiny: Tiny) -> Any:
-    """No rotary rows, rows by sample, or rows that all samples share."""
+    """No rotary rows, rows behind a batch axis, or rows without one."""
     rotary = load_families()[tiny.family].rotary
-    return rotary and rotary.batched
+    return rotary and rotary.axis
 
 
 def first_settings(kind: str = "active") -> list[Setting]:
@@ -90,8 +90,12 @@ def snapshot(pipe: Any) -> dict[tuple[str, str], Any]:
             where = f"{component}.{name}"
             found[where, "class"] = type(module)
             for key, value in vars(module).items():
-                inside = {k: id(v) for k, v in value.items()} if isinstance(value, dict) else None
-                found[where, key] = (id(value), inside) if not isinstance(value, (int, float, str)) else value
+                if isinstance(value, dict):
+                    found[where, key] = id(value), {k: id(v) for k, v in value.items()}
+                elif isinstance(value, list):  # a video VAE makes its caches anew
+                    found[where, key] = [id(v) for v in value]
+                else:
+                    found[where, key] = value if isinstance(value, (int, float, str)) else id(value)
     for where, item in (("scheduler", pipe.scheduler), ("pipe", pipe)):
         found[where, "class"] = type(item)
         found.update({(where, key): type(value) for key, value in vars(item).items()})

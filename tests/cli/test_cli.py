@@ -6,9 +6,11 @@ import subprocess
 import sys
 
 import pytest
-from PIL import Image
+from helpers import BY_NAME
+from PIL import Image, ImageChops
 
 from fastdit import cli, zoo
+from fastdit.cli import options
 
 MODEL = "fastdit/emoji-image"
 
@@ -43,6 +45,61 @@ def test_several_prompts_and_pictures_are_numbered_and_equal_single_ones(monkeyp
     assert max(abs(a - b) for p, q in zip(one, of_four, strict=True) for a, b in zip(p, q, strict=True)) <= 1
 
 
+def test_batches_of_one_make_the_same_pictures(monkeypatch, capsys, tmp_path):
+    for name, size in (("one.png", 1), ("all.png", 3)):
+        command = ("generate", "bus", "rose", "bus", "--steps", 2, "--batch", size, "-o", tmp_path / name)
+        assert run(monkeypatch, capsys, *command)[0] == 0
+    for index in range(3):
+        one, all_ = (Image.open(tmp_path / f"{name}-{index}.png") for name in ("one", "all"))
+        assert max(high for _, high in ImageChops.difference(one, all_).getextrema()) <= 1
+        assert json.loads(one.text["fastdit"])["seed"] == index
+
+
+def test_negative_prompt_counts_and_is_written_down(monkeypatch, capsys, tmp_path):
+    for name, more in (("without.png", ()), ("with.png", ("--negative-prompt", "a red apple"))):
+        run(monkeypatch, capsys, "generate", "rose", "--steps", 2, *more, "-o", tmp_path / name)
+    without, with_ = (Image.open(tmp_path / name) for name in ("without.png", "with.png"))
+    assert json.loads(with_.text["fastdit"])["call"]["negative_prompt"] == "a red apple"
+    assert "negative_prompt" not in json.loads(without.text["fastdit"])["call"]
+    assert ImageChops.difference(without, with_).getbbox(), "the negative prompt changes nothing"
+
+
+def test_measure_prints_dense_and_accelerated(monkeypatch, capsys, tmp_path):
+    target = tmp_path / "rose.png"
+    code, out, _ = run(monkeypatch, capsys, "generate", "rose", "--steps", 2, "--measure", "-o", target)
+    assert code == 0 and target.exists()
+    for part in ("dense", "accelerated", "seconds, median of 3", "MACs, transformer"):
+        assert part in out, out
+
+
+def test_a_video_file_for_a_picture_model_is_refused_before_generating(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr("fastdit.cli.options.prompt_arguments", lambda *_: pytest.fail("it generates"))
+    code, _, err = run(monkeypatch, capsys, "generate", "rose", "-o", tmp_path / "out.mp4")
+    assert code == 2 and "out.mp4: this model makes pictures, use one of .png .jpg" in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_class_names_and_ids():
+    pipe = BY_NAME["dit"].make()
+    names = {0: "tench, Tinca tinca", 1: "goldfish, Carassius auratus", 2: "great white shark, white shark"}
+    pipe = type(pipe)(pipe.transformer, pipe.vae, pipe.scheduler, id2label=names)
+    known = {
+        "tench": 0, "Tinca tinca": 0, "tench, Tinca tinca": 0, "GoldFish": 1, "carassius auratus": 1,
+        "fish of gold, goldfish": 1, " 2 ": 2, "999": 999,
+    }  # fmt: skip
+    assert {prompt: options.class_id(pipe, prompt) for prompt in known} == known
+    assert options.prompt_arguments(pipe, ["tench", "7"]) == {"class_labels": [0, 7]}
+    for prompt, message in (
+        ("1000", "PROMPT 1000: this model has classes 0 to 999"),
+        ("goldfsh", "'goldfsh' is no class of this model: .*; close ones: goldfish"),
+        ("-1", "'-1' is no class of this model"),
+        ("", "'' is no class of this model"),
+        ("quux", r"give a class id \(0 to 999\) or name$"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            options.class_id(pipe, prompt)
+
+
 def test_compare_draws_both_and_prints_what_it_cost(monkeypatch, capsys, tmp_path):
     target = tmp_path / "both.png"
     code, out, _ = run(monkeypatch, capsys, "compare", "rose", "--steps", 2, "--repeats", 1, "-o", target)
@@ -54,7 +111,8 @@ def test_recipe_file_is_used(monkeypatch, capsys, tmp_path):
     recipe = tmp_path / "recipe.json"
     recipe.write_text(json.dumps({"fastdit_recipe": 1, "methods": [{"method": "token_merging", "density": 0.25}]}))
     target = tmp_path / "rose.png"
-    run(monkeypatch, capsys, "generate", "rose", "--steps", 1, "--recipe", recipe, "-o", target)
+    code, _, err = run(monkeypatch, capsys, "generate", "rose", "--steps", 2, "--recipe", recipe, "-o", target)
+    assert code == 0, err
     assert json.loads(Image.open(target).text["fastdit"])["methods"][0]["density"] == 0.25
 
 
@@ -92,6 +150,7 @@ BAD = [
     (("generate", "x", "--recipe", "none.json"), "recipe none.json does not exist"),
     (("generate", "x", "--offload", "disk"), "--offload disk: use none or model"),
     (("generate", "x", "--dtype", "int8"), "--dtype int8: use auto"),
+    (("generate", "x", "--device", "foo"), "--device foo: use auto, cpu, cuda, cuda:N or mps"),
     (("generate", "x", "--image", "none.png"), "--image none.png does not exist"),
     (("generate", "x", "--lora", "none.safetensors"), "loads no LoRA in diffusers"),
     (("generate", "x", "-o", "no/such/folder/out.png"), "folder no/such/folder does not exist"),

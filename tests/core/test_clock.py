@@ -10,6 +10,7 @@ import torch
 
 from fastdit.core.clock import StepClock, noise_levels, vp_noise
 from fastdit.core.ledger import PatchLedger
+from fastdit.models.base import load_families
 
 
 def attached(scheduler):
@@ -40,6 +41,22 @@ def test_flow_noise_is_sigma():
     expected = [3 * t / (1 + 2 * t) for t in times]
     assert noises == pytest.approx(expected, abs=1e-6)
     assert counted == 8
+
+
+def test_inverted_flow_noise_falls_too():
+    """Mochi's scheduler counts sigmas and timesteps upwards from 0: the noise is what is missing to 1."""
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(invert_sigmas=True)
+    noises, counted = run(scheduler, 8)
+    assert scheduler.timesteps.tolist() == sorted(scheduler.timesteps.tolist())
+    expected = [1 - i * (1 - 1 / 1000) / 7 for i in range(8)]
+    assert noises == pytest.approx(expected, abs=1e-6) and counted == 8
+
+
+def test_a_forward_outside_a_run_has_the_noise_of_its_timestep():
+    families = load_families()
+    for timestep, noise in ((0.0, 1.0), (250.0, 0.75), (1000.0, 0.0)):
+        assert families["mochi"].noise({"timestep": torch.tensor([timestep])}) == pytest.approx(noise)
+        assert families["wan"].noise({"timestep": torch.tensor([timestep])}) == pytest.approx(1 - noise)
 
 
 @pytest.mark.parametrize("name", ["DDIMScheduler", "DPMSolverMultistepScheduler", "EulerDiscreteScheduler"])

@@ -80,3 +80,30 @@ def test_a_transformer_compiled_as_a_whole(setting):
         assert_close(tiny.call(pipe, steps=4), eager)
         assert handle.report.methods["token_merging"].calls == 8
     assert_close(tiny.call(pipe, steps=4), dense)
+
+
+@pytest.mark.parametrize("order", ["in place before", "in place after", "wrapped after"])
+@pytest.mark.parametrize("setting", first_settings(), ids=str)
+def test_compiling_the_whole_at_other_times(setting, order):
+    """The hook that plans stays outside the graph, so graphs do not grow with the steps (their index, their noise)."""
+    tiny = BY_NAME["pixart_alpha"]
+    pipe = tiny.make()
+    with accelerate(pipe, [setting.method]):
+        eager = tiny.call(pipe, steps=6)
+    torch._dynamo.reset()
+    graphs, seen = CompileCounter(), []
+    if order == "in place before":
+        pipe.transformer.compile(backend=graphs)
+    with accelerate(pipe, [setting.method]) as handle:
+        if order == "in place after":
+            pipe.transformer.compile(backend=graphs)
+        elif order == "wrapped after":
+            pipe.transformer = torch.compile(pipe.transformer, backend=graphs)
+        for steps in (4, 6, 12):
+            out = tiny.call(pipe, steps=steps)
+            seen.append(graphs.frame_count)
+            if steps == 6:
+                assert_close(out, eager)
+            assert handle.report.methods["token_merging"].calls == 2 * steps
+            assert handle.report.macs_executed < handle.report.macs_dense
+    assert 0 < seen[0] == seen[1] == seen[2], f"graphs after 4, 6, 12 steps: {seen}"

@@ -81,7 +81,10 @@ def test_a_noise_range_that_no_step_meets_is_an_error_before_the_first_forward(m
         assert tiny.call(pipe).isfinite().all() and forwards
 
 
-@pytest.mark.parametrize(("layers", "expected"), [((0.5, 1.0), [1]), ((0.0, 0.5), [0]), ((0.0, 1.0), [0, 1])])
+@pytest.mark.parametrize(
+    ("layers", "expected"),
+    [((0.5, 1.0), [1]), ((0.0, 0.5), [0]), ((0.0, 1.0), [0, 1]), ((0.99, 1), [1]), ((0, 0.01), [0])],
+)  # the last two are narrower than a layer, and get one
 @pytest.mark.parametrize("scope", ["attention", "block"])
 def test_the_layer_range(layers, expected, scope):
     tiny = BY_NAME["wan"]

@@ -3,11 +3,10 @@
 import inspect
 from dataclasses import replace
 
-import diffusers
 import pytest
 import torch
 from helpers import BY_NAME, assert_close
-from tiny import flow_euler, make_hunyuan, noise, wan_transformer
+from tiny import make_hunyuan, noise, wan_transformer
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
@@ -220,11 +219,9 @@ def test_wan_image_to_video(method):
 
 @pytest.mark.parametrize("scope", ["attention", "block"])
 def test_hunyuan_image_to_video_by_latent_concatenation(scope):
-    pipe = diffusers.HunyuanVideoPipeline(
-        None, None, make_hunyuan("latent_concat").transformer, None, flow_euler(), None, None
-    )
+    pipe = make_hunyuan("latent_concat")
     inputs = {
-        "hidden_states": noise(1, 4, 3, 16, 16),
+        "hidden_states": noise(1, 9, 3, 16, 16),  # latents, those of the image, and the mask of its frame
         "timestep": torch.tensor([500.0]),
         "encoder_hidden_states": noise(1, 6, 24, seed=1),
         "encoder_attention_mask": torch.ones(1, 6, dtype=torch.bool),

@@ -1,5 +1,6 @@
 """FastDiTPipeline.from_pretrained and from_single_file on tiny saved folders, and what they say about broken ones."""
 
+import functools
 import inspect
 import json
 import warnings
@@ -84,6 +85,31 @@ def test_the_recipe_beside_the_model_is_found(wan_copy):
     assert FastDiTPipeline.from_pretrained(wan_copy, methods=[]).methods == ()
 
 
+def test_call_defaults_beside_the_model_stay_with_other_methods(wan_copy):
+    Recipe((TokenMerging(density=0.25),), call={"guidance_scale": 1.0, "num_inference_steps": 2}).save(
+        wan_copy / "fastdit.json"
+    )
+    pipe = FastDiTPipeline.from_pretrained(wan_copy, methods=[TokenMerging()])
+    kept = pipe.call_defaults
+    assert pipe.methods == (TokenMerging(),) and (kept["guidance_scale"], kept["num_inference_steps"]) == (1.0, 2)
+    for methods in ([TokenMerging(reducer="pool")], [], "nowhere.json"):
+        if methods == "nowhere.json":
+            with pytest.raises(ValueError, match="does not exist"):
+                pipe.set_methods(methods)
+        else:
+            pipe.set_methods(methods)
+        assert pipe.call_defaults == kept
+    pipe.set_progress_bar_config(disable=True)
+    arguments = BY_NAME["wan"].arguments(pipe, 1, 16)
+    del arguments["guidance_scale"]
+    pipe(**arguments, output_type="latent")
+    assert (pipe.report.steps, pipe.report.evaluations) == (2, 2)  # guidance 1: one pass a step
+    pipe.set_methods(Recipe((), call={"num_inference_steps": 3}))
+    assert pipe.call_defaults == {**kept, "num_inference_steps": 3}
+    with_own = FastDiTPipeline.from_pretrained(wan_copy, methods=Recipe((), call={"guidance_scale": 2.0}))
+    assert with_own.call_defaults == {**kept, "guidance_scale": 2.0}
+
+
 def test_new_pipelines_of_the_same_class_are_diffusers_own(folders):
     pipe = FastDiTPipeline.from_pretrained(folders["wan"], methods=[TokenMerging()])
     nothing = {key: None for key, value in pipe.components.items() if value is None}
@@ -144,8 +170,16 @@ def test_from_single_file(folders, tmp_path):
         assert torch.equal(tiny.call(pipe), expected) and not torch.equal(expected, dense_output("wan"))
 
 
+def test_a_single_file_without_methods_runs_dense_and_says_so(folders, tmp_path):
+    file = tmp_path / "wan.safetensors"
+    save_file(BY_NAME["wan"].make().transformer.state_dict(), file)
+    with pytest.warns(UserWarning, match=r"no fastdit\.json beside it: .* runs dense"):
+        pipe = FastDiTPipeline.from_single_file(file, folders["wan"])
+    assert pipe.methods == () and torch.equal(BY_NAME["wan"].call(pipe), dense_output("wan"))
+
+
 def test_single_files_that_cannot_be_read(folders, tmp_path):
-    load = FastDiTPipeline.from_single_file
+    load = functools.partial(FastDiTPipeline.from_single_file, methods=[])
     missing, damaged = tmp_path / "missing.safetensors", tmp_path / "damaged.safetensors"
     damaged.write_bytes(b"\x10\0\0\0\0\0\0\0{garbage")
     one_line(lambda: load(missing, folders["wan"]), missing, "does not exist")

@@ -26,6 +26,19 @@ def test_a_scheduler_exchanged_between_runs_is_found():
         assert not {"step", "set_timesteps"} & set(vars(scheduler))
 
 
+def test_mochis_noise_falls_while_its_timesteps_rise():
+    tiny = BY_NAME["mochi"]
+    pipe = tiny.make()
+    with accelerate(pipe, [TokenMerging(density="linear:0.25:1")]) as handle:
+        assert tiny.call(pipe, steps=6).isfinite().all()
+    rows = handle.report.rows
+    noises, timesteps = [row.noise for row in rows], pipe.scheduler.timesteps.tolist()
+    assert noises == sorted(noises, reverse=True) and timesteps == sorted(timesteps)
+    assert noises[0] > 0.95 and noises == pytest.approx([1 - t / 1000 for t in timesteps], abs=1e-5)
+    densities = [row.density["token_merging"] for row in rows]
+    assert densities == sorted(densities) and densities[0] == pytest.approx(0.25, abs=0.05)
+
+
 @pytest.mark.parametrize("name", ["pixart_alpha", "latte"])
 @pytest.mark.parametrize("scheduler", ["EulerDiscreteScheduler", "DDIMScheduler", "EulerAncestralDiscreteScheduler"])
 def test_schedulers_of_variance_preserving_models(name, scheduler):

@@ -87,6 +87,25 @@ def test_a_replaced_transformer_is_noticed(pipe):
     assert pipe.report.macs_executed < pipe.report.macs_dense
 
 
+def test_wan_22_with_only_its_second_transformer():
+    """The low-noise part can be loaded alone: transformer=None, and all steps below the boundary."""
+    tiny = BY_NAME["wan22_a14b"]
+    whole = tiny.make()
+    pipe = type(whole)(
+        tokenizer=None, text_encoder=None, vae=None, scheduler=whole.scheduler, transformer=None,
+        transformer_2=whole.transformer_2, boundary_ratio=1.5,
+    )  # fmt: skip
+    dense = tiny.call(pipe)
+    with accelerate(pipe, [MERGE]) as handle:
+        fast = tiny.call(pipe)
+        report = handle.report
+    assert list(report.methods) == ["token_merging (transformer_2)"]
+    assert report.methods["token_merging (transformer_2)"].calls == 12
+    assert report.macs_executed < report.macs_dense
+    assert fast.isfinite().all() and not torch.equal(fast, dense)
+    assert torch.equal(tiny.call(pipe), dense)
+
+
 def test_call_defaults_of_family_and_recipe():
     """The user's own arguments win over the recipe's, and these over the family's."""
     tiny = BY_NAME["pixart_alpha"]
