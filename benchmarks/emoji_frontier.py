@@ -101,6 +101,7 @@ def main() -> None:
     print(f"dense: {statistics.median(seconds['dense']):.2f} s end to end"
           + (f", top 5 {top5(pictures['dense']):.0%}" if top5 else ""))  # fmt: skip
     print("| setting | predicted | transformer | end to end (95 %) | PSNR dB (95 %) | SSIM | top 5 |")
+    print("|---|---|---|---|---|---|---|")
     for name in SETTINGS:
         report = pipes[name].report
         middle, low, high = ratio(seconds["dense"], seconds[name])

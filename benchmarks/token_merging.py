@@ -104,12 +104,12 @@ def neutral(rounds: int) -> None:
     wrapped = pipeline(4, weights_of(plain))
     accelerate(wrapped, [TokenMerging(density=1)])
     functions = {
-        name: functools.partial(run, pipe, 512, 1, guidance=1.0)
+        name: functools.partial(run, pipe, 512, 2, guidance=1.0)
         for name, pipe in (("plain", plain), ("wrapped", wrapped))
     }
     seconds = in_turns(functions, rounds, warmup=2)
     middle, low, high = ratio(seconds["wrapped"], seconds["plain"])
-    print(f"neutral wrapper at 1,024 tokens, width 1152, 4 blocks, {rounds} pairs; {machine()}")
+    print(f"neutral wrapper at 1,024 tokens, width 1152, 4 blocks, 2 steps, {rounds} pairs; {machine()}")
     print(f"wrapped / plain = {middle:.4f} ({low:.4f} to {high:.4f})")
 
 
