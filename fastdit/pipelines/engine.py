@@ -19,9 +19,10 @@ from fastdit.core.errors import NothingAccelerated
 from fastdit.core.ledger import PatchLedger
 from fastdit.core.memory import cuda_devices, peak_memory, start_measuring, wait_for
 from fastdit.core.report import RunReport
-from fastdit.methods.base import STAGES, Method
+from fastdit.methods.base import Method
 from fastdit.methods.runtime import Forward, Host, Runtime
-from fastdit.models.base import OFFERS, ModelFamily, family_of
+from fastdit.models.base import family_of
+from fastdit.pipelines.checks import attention_backends, check_backend, check_sharding, checked, note_cache
 from fastdit.pipelines.counter import MacCounter, bind
 
 
@@ -34,22 +35,6 @@ def transformers_of(pipe: Any) -> dict[str, nn.Module]:
     if not found:
         raise ValueError(f"{type(pipe).__name__} has no transformer: fastdit accelerates diffusion transformers")
     return found
-
-
-def checked(methods: Sequence[Method], families: Sequence[ModelFamily]) -> list[Method]:
-    """Methods in the order of the plan; one ValueError for a pair or a family that a method cannot go with."""
-    for method in methods:
-        if not isinstance(method, Method):
-            raise ValueError(f"methods must be a list of fastdit methods such as TokenMerging(), got {method!r}")
-        for family in families:
-            if missing := method.missing(family):
-                lacks = "; ".join(OFFERS.get(need, need) for need in sorted(missing))
-                raise ValueError(f"{method.name} with these options does not fit {family.title}, which lacks: {lacks}")
-    for index, one in enumerate(methods):
-        for other in methods[index + 1 :]:
-            if reason := one.clash(other) or other.clash(one):
-                raise ValueError(f"{one.name} and {other.name} cannot run together: {reason}")
-    return sorted(methods, key=lambda method: STAGES.index(method.stage))
 
 
 @dataclass
@@ -203,32 +188,16 @@ class Engine:
                 raise RuntimeError(
                     f"pipe.{item.host.label} was replaced after fastdit was attached: call set_methods(...) again"
                 )
-            processors = [module.processor for _, module in item.host.family.attentions(item.host.module)]
-            sharded = any(getattr(processor, "_parallel_config", None) is not None for processor in processors)
-            for method in self.methods if sharded and item.runtimes else ():
-                if not method.under_sharding and not method.neutral:
-                    raise RuntimeError(
-                        f"{method.name} cannot run under context parallelism: each process holds only a part of the "
-                        "sequence, so tokens cannot be matched; disable parallelism or remove the method"
-                    )
-            self._check_backend(item)
-            if item.runtimes and getattr(item.host.module, "is_cache_enabled", False):
-                self.report.warnings.append(
-                    f"a diffusers cache is enabled on {item.host.label}: it skips blocks, calls and MACs are too high"
-                )
+            if item.runtimes:
+                check_sharding(item.host, self.methods)
+                self._check_backend(item)
+                note_cache(item.host, self.report)
 
     def _check_backend(self, item: Attached) -> None:
-        """Methods inside the attention call need the native backend; refuse others before any work."""
-        processors = [module.processor for _, module in item.host.family.attentions(item.host.module)]
-        backends = {getattr(processor, "_attention_backend", None) for processor in processors} - {None}
-        names = {str(getattr(backend, "value", backend)) for backend in backends}
-        for method, runtime in zip(self.methods, item.runtimes, strict=False):
-            runtime.report.backend = ", ".join(sorted(names)) or "native"
-            if "one_sdpa" in method.needs and names - {"native"}:
-                raise RuntimeError(
-                    f"{method.name} with these options works inside the attention call, which backend "
-                    f"{', '.join(sorted(names))} does not show: call transformer.set_attention_backend('native')"
-                )
+        backends = attention_backends(item.host)
+        check_backend(backends, self.methods)
+        for runtime in item.runtimes:
+            runtime.report.backend = backends
 
     def _before_forward(self, item: Attached, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         """Plan one forward: what every method does, and what it costs. Outside compiled code by design."""

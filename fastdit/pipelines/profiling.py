@@ -14,8 +14,8 @@ from fastdit.methods.base import Method
 from fastdit.methods.runtime import Forward, Host
 from fastdit.models import configs
 from fastdit.models.base import ModelFamily, load_families
+from fastdit.pipelines.checks import checked
 from fastdit.pipelines.counter import MacCounter, bind
-from fastdit.pipelines.engine import checked
 from fastdit.pipelines.loading import first_line, locate, recipe_beside
 
 
