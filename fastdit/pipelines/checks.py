@@ -57,8 +57,8 @@ def check_sharding(host: Host, methods: Sequence[Method]) -> None:
     for method in methods:
         if sharded and not method.under_sharding and not method.neutral:
             raise RuntimeError(
-                f"{method.name} cannot run under context parallelism: each process holds only a part of the sequence, so "
-                "tokens cannot be matched; disable parallelism or remove the method"
+                f"{method.name} cannot run under context parallelism: each process holds only a part of the "
+                "sequence, so tokens cannot be matched; disable parallelism or remove the method"
             )
 
 
