@@ -110,6 +110,10 @@ def save(pipe: PixArtAlphaPipeline, averages: list[torch.Tensor], weights: list[
     pipe.to(torch.float32)
     with torch.no_grad():
         torch._foreach_copy_(weights, live)
+    for file in (to / "model_index.json", to / "vae" / "config.json"):  # leave out where it was trained
+        config = json.loads(file.read_text())
+        config.pop("_name_or_path", None)
+        file.write_text(json.dumps(config, indent=2) + "\n")
     (to / "training.json").write_text(json.dumps({"steps": steps}) + "\n")
 
 
