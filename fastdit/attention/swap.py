@@ -36,6 +36,6 @@ def call_swapped(
     if swap.calls != 1:
         raise RuntimeError(
             f"{describe()} made {swap.calls} scaled_dot_product_attention calls where one is expected: choose the "
-            "native backend (transformer.reset_attention_backend()) for methods that work inside the attention call"
+            "native backend (transformer.set_attention_backend('native')) for methods inside the attention call"
         )
     return result
