@@ -6,6 +6,7 @@ import sys
 import typer
 
 from fastdit.cli import compare, env, generate, methods, models, profile
+from fastdit.cli import eval as evaluation
 
 app = typer.Typer(
     name="fastdit",
@@ -20,6 +21,7 @@ app.command("methods")(methods.methods)
 app.command("models")(models.models)
 app.command("profile")(profile.profile)
 app.command("env")(env.env)
+app.add_typer(evaluation.app, name="eval")
 
 
 def main() -> None:

@@ -182,3 +182,10 @@ def generators(seed: int, count: int) -> list[Any]:
     import torch
 
     return [torch.Generator("cpu").manual_seed(seed + index) for index in range(count)]
+
+
+def reference_from(path: Path) -> Path:
+    """A reference to measure against: a path, or a bundled model's name, which stands for its training pictures."""
+    from fastdit import zoo
+
+    return path if path.exists() or path.parts[:1] != ("fastdit",) else zoo.reference(path.as_posix())

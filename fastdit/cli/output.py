@@ -1,6 +1,5 @@
 """Writing pictures and videos whole or not at all, and printing reports."""
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -37,36 +36,22 @@ def numbered(path: Path, index: int, count: int) -> Path:
 
 def save_picture(image: Any, path: Path, settings: dict[str, Any]) -> None:
     """Write a PIL picture; a PNG carries its settings in the text chunk `fastdit`."""
-    more = {}
-    if path.suffix.lower() == ".png":
-        from PIL.PngImagePlugin import PngInfo
+    import numpy as np
 
-        more["pnginfo"] = PngInfo()
-        more["pnginfo"].add_text("fastdit", json.dumps(settings))
-    _whole(path, lambda temporary: image.save(temporary, **more))
+    from fastdit.evaluation.frames import write_picture
+
+    write_picture(path, np.asarray(image.convert("RGB")), settings)
 
 
 def save_video(frames: Any, path: Path, fps: int) -> None:
-    """Write frames (F, H, W, 3), floats in [0, 1] or uint8."""
-    import imageio
+    """Write frames (F, H, W, 3), floats in [0, 1], arrays or PIL pictures."""
     import numpy as np
 
+    from fastdit.evaluation.frames import write_video
+    from fastdit.evaluation.generate import to_uint8
+
     frames = np.asarray(frames)
-    if frames.dtype != np.uint8:
-        frames = (frames.clip(0, 1) * 255).round().astype(np.uint8)
-    more: dict[str, Any] = {} if path.suffix.lower() == ".gif" else {"macro_block_size": 1}
-    _whole(path, lambda temporary: imageio.mimwrite(temporary, list(frames), fps=fps, **more))
-
-
-def _whole(path: Path, write: Any) -> None:
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        write(temporary)
-        temporary.replace(path)
-    except OSError as error:
-        raise ValueError(f"-o {path}: could not be written ({error})") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_video(path, frames if frames.dtype == np.uint8 else to_uint8(frames), fps)
 
 
 def print_report(report: Any) -> None:

@@ -21,3 +21,11 @@ def folder_of(name: str) -> Path:
 def prompts(name: str) -> list[str]:
     """The captions that a bundled model was trained on."""
     return (folder_of(name) / "prompts.txt").read_text(encoding="utf-8").split("\n")[:-1]
+
+
+def reference(name: str) -> Path:
+    """The pictures that a bundled model was trained on, as ADM npz, in the order of its prompts; ValueError if none."""
+    path = folder_of(name) / "reference.npz"
+    if not path.is_file():
+        raise ValueError(f"{name} has no reference pictures: give a folder, an npz or statistics")
+    return path

@@ -1,0 +1,1 @@
+"""Reports of runs: one table (Markdown, JSON, a self-contained HTML page) of speed and quality, with intervals."""
