@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -177,7 +176,7 @@ def _warnings(dense: Samples, fast: Samples, names: list[tuple[str, str]], found
     """What a reader of the figures should know, counted."""
     out = []
     for samples, own in ((dense, [one for one, _ in names]), (fast, [two for _, two in names])):
-        paths = [path for name in own if (path := _file_of(samples, name)) and frames.is_lossy(path)]
+        paths = [path for name in own if (path := samples.paths.get(name)) and frames.is_lossy(path)]
         if paths:
             kinds = ", ".join(sorted({path.suffix.lower() for path in paths}))
             out.append(
@@ -190,9 +189,3 @@ def _warnings(dense: Samples, fast: Samples, names: list[tuple[str, str]], found
     if all(pair.identical == len(pair.psnr) for pair in found):
         out.append("both sets are the same in every pixel: is it one model twice, or a method that did nothing?")
     return out
-
-
-def _file_of(samples: Samples, name: str) -> Path | None:
-    """The file behind a name (a folder's names have no suffix, and npy goes first); None inside a pack."""
-    candidates = (samples.root / f"{name}{suffix}" for suffix in ("", frames.RAW, *frames.PICTURES, *frames.VIDEOS))
-    return next((path for path in candidates if path.is_file()), None)

@@ -1,11 +1,12 @@
 """Samples for an evaluation: fixed batches by item index, cut among processes, resumable after a kill at any moment.
 
-A batch belongs to rank (batch number modulo world size) and is always drawn whole, so that names, seeds and pixels do
-not depend on the number of processes. Several runs (dense and accelerated) take turns batch by batch in one process:
+Of n processes, rank r takes the batches r, r + n, ... and each is always drawn whole, so that names, seeds and pixels
+do not depend on the number of processes. Several runs (dense and accelerated) take turns batch by batch in one process:
 their seconds may be compared although the machine is shared. A sample's file is renamed into place before its line
 enters the manifest, so a kill leaves a whole sample with its line, or nothing that counts.
 """
 
+import itertools
 import os
 import secrets
 from collections.abc import Callable, Iterator, Sequence
@@ -63,18 +64,21 @@ class Shard:
         return Shard(rank, world)
 
 
-def batches(items: Sequence[Item], size: int) -> list[Sequence[Item]]:
-    """Items cut into batches by position; ValueError for an empty list, doubled indices or names."""
+def batches(items: Sequence[Item], size: int) -> dict[int, list[Item]]:
+    """Items by batch number, which is their index divided by `size`; ValueError for a bad list."""
     if not items:
         raise ValueError("there is nothing to generate: the list of prompts is empty")
     if size < 1:
         raise ValueError(f"batch must be at least 1, got {size}")
-    if [item.index for item in items] != list(range(len(items))):
-        raise ValueError("items must be numbered 0, 1, 2, ...: their index decides the batch")
+    if any(b.index <= a.index for a, b in itertools.pairwise(items)) or items[0].index < 0:
+        raise ValueError("items must be numbered upwards from 0 or more: their index decides the batch")
     names = [item.name for item in items if item.name is not None]
     if len(names) != len(set(names)):
         raise ValueError(f"two items share the name {next(n for n in names if names.count(n) > 1)!r}")
-    return [items[start : start + size] for start in range(0, len(items), size)]
+    found: dict[int, list[Item]] = {}
+    for item in items:
+        found.setdefault(item.index // size, []).append(item)
+    return found
 
 
 @dataclass
@@ -102,7 +106,7 @@ def generate(
     to all runs. ValueError before any work if a folder holds samples of other settings, prompts or seeds, or the
     list is empty.
     """
-    own = [(number, part) for number, part in enumerate(batches(items, batch)) if number % shard.world == shard.rank]
+    own = list(batches(items, batch).items())[shard.rank :: shard.world]
     opened: list[_Open] = []
     try:
         for run in runs:
@@ -133,10 +137,11 @@ def _open(run: Run, items: Sequence[Item], batch: int, shard: Shard) -> _Open:
     """Open a run's folder; the batch is among the settings, as kernels may round differently with another one."""
     digest = open_run(run.folder, run.name, {**run.settings, "batch": batch}, run.environment)
     records = have_files(run.folder, read_manifest(run.folder))
+    wanted = {item.index: item for item in items}
     for record in records:
-        if record.index >= len(items):
-            continue  # a longer list was begun here before: those samples stay
-        item = items[record.index]
+        item = wanted.get(record.index)
+        if item is None:
+            continue  # another list was begun here before: those samples stay
         if (record.prompt, record.seed) != (item.prompt, item.seed):
             raise ValueError(
                 f"{run.folder} holds sample {item.index} as {record.prompt!r} with seed {record.seed}; it is now "

@@ -88,7 +88,7 @@ def _from_objects(path: Path, data: Any) -> tuple[list[str], list[int] | None]:
         return coco_captions(path, data["annotations"]), None
     if not isinstance(data, list) or not data:
         raise ValueError(f"{path} holds no prompts: a list of texts, or of objects with prompt and seed, is expected")
-    objects = [{"prompt": entry} if isinstance(entry, str) else entry for entry in data]
+    objects: list[Any] = [{"prompt": entry} if isinstance(entry, str) else entry for entry in data]
     for number, entry in enumerate(objects, 1):
         if not isinstance(entry, dict) or not isinstance(entry.get("prompt"), str):
             raise ValueError(f"{path}, entry {number} has no text `prompt`")

@@ -22,6 +22,7 @@ class Samples:
     read: Callable[[str], np.ndarray]
     records: dict[str, Record] = field(default_factory=dict)
     settings: dict[str, Any] | None = None  # settings.json of a run
+    paths: dict[str, Path] = field(default_factory=dict)  # the file of each name, where each has one
 
     @property
     def is_run(self) -> bool:
@@ -40,14 +41,29 @@ class Samples:
 
             return open_pack(path)
         frames.check_kind(path)
-        return Samples(path.parent, [path.name], lambda name: frames.read(path.parent / name))
+        return _of_files(path.parent, {path.name: path})
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Reads by name; an object, so that worker processes can be given it on every system."""
+
+    paths: dict[str, Path]
+
+    def __call__(self, name: str) -> np.ndarray:
+        return frames.read(self.paths[name])
+
+
+def _of_files(root: Path, paths: dict[str, Path], **more: Any) -> Samples:
+    return Samples(root, list(paths), _Reader(paths), paths=paths, **more)
 
 
 def _open_run(folder: Path) -> Samples:
     records = {record.file: record for record in have_files(folder, read_manifest(folder))}
     if not records:
         raise ValueError(f"{folder} holds no finished samples yet: `fastdit eval generate` writes them")
-    return Samples(folder, list(records), lambda name: frames.read(folder / name), records, read_settings(folder))
+    paths = {name: folder / name for name in records}
+    return _of_files(folder, paths, records=records, settings=read_settings(folder))
 
 
 def _open_folder(folder: Path) -> Samples:
@@ -66,7 +82,7 @@ def _open_folder(folder: Path) -> Samples:
         files[stem] = raw
     if not files:
         raise ValueError(f"{folder} holds no samples: none of {' '.join(sorted(frames.KINDS))} is in it")
-    return Samples(folder, list(files), lambda name: frames.read(files[name]))
+    return _of_files(folder, files)
 
 
 def pairs(a: Samples, b: Samples) -> list[tuple[str, str]]:

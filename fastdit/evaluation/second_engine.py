@@ -1,5 +1,6 @@
 """torch-fidelity as a second engine: its own loading, loops and arithmetic, to check ours against."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -47,19 +48,21 @@ def measure(
     package = require("torch_fidelity", "--engine torch-fidelity")
     sets = [list(samples.names[:num]), list(reference.names)]
     size = min(kid_subset_size or 1000, *(len(names) for names in sets))
-    found = package.calculate_metrics(
-        input1=_Pictures(samples, sets[0], extractor),
-        input2=_Pictures(reference, sets[1], extractor),
-        **_network(package, extractor),
-        fid=True,
-        kid=True,
-        prc=True,
-        kid_subset_size=size,
-        cuda=device.startswith("cuda"),
-        batch_size=batch_size,
-        cache=False,
-        verbose=False,
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="This DataLoader will create")  # it always starts four workers
+        found = package.calculate_metrics(
+            input1=_Pictures(samples, sets[0], extractor),
+            input2=_Pictures(reference, sets[1], extractor),
+            **_network(package, extractor),
+            fid=True,
+            kid=True,
+            prc=True,
+            kid_subset_size=size,
+            cuda=device.startswith("cuda"),
+            batch_size=batch_size,
+            cache=False,
+            verbose=False,
+        )
     keys = {
         "fd": package.KEY_METRIC_FID,
         "kid_subsets": package.KEY_METRIC_KID_MEAN,

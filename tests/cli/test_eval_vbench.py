@@ -1,5 +1,6 @@
 """`fastdit eval vbench`: what the four commands print and write, and their exit codes."""
 
+import inspect
 import json
 import os
 from pathlib import Path
@@ -36,7 +37,10 @@ def suite(tmp_path, monkeypatch):
 def videos(tmp_path, suite, monkeypatch):
     """A run's folder, made by the real generation loop from the command's own items."""
     taken = {}
-    monkeypatch.setattr(cli_generate, "generate_runs", lambda model, runs, items, **more: taken.update(locals()))
+    signature = inspect.signature(cli_generate.generate_runs)
+    monkeypatch.setattr(
+        cli_generate, "generate_runs", lambda *given, **more: taken.update(signature.bind(*given, **more).arguments)
+    )
     monkeypatch.setattr(vbench, "_check_videos", lambda *_: None)
     folder = tmp_path / "run"
     result = run(
@@ -44,8 +48,8 @@ def videos(tmp_path, suite, monkeypatch):
         "--flickering-samples", 3, "-m", "token_merging:density=0.5", "--steps", 4, "--shard", "0/1", "--out", folder,
     )  # fmt: skip
     assert result.exit_code == 0, result.output
-    assert taken["model"] == "some/video" and taken["more"]["shard"] == "0/1" and taken["more"]["batch"] == 1
-    assert taken["more"]["call"]["num_inference_steps"] == 4
+    assert taken["model"] == "some/video" and taken["shard"] == "0/1" and taken["batch"] == 1
+    assert taken["call"]["num_inference_steps"] == 4
     (name, where, recipe), items = taken["runs"][0], taken["items"]
     assert where == folder and [method.to_dict()["density"] for method in recipe.methods] == [0.5]
 
@@ -127,20 +131,20 @@ def test_aggregate_of_all_dimensions(tmp_path):
     whole.write_text(json.dumps({name: [value, []] for name, value in scores.items()}))
     result = run("aggregate", whole)
     assert result.exit_code == 0 and "50.00" in result.output.split("Total")[1]
-    # a run whose results hold videos: the sums get intervals, and a file for the report
+    # a run whose results hold videos: the sums get intervals
     (half / "results").mkdir(parents=True)
     rows = [
         {"name": f"{p}-{k}", "prompt": p, **{name: scores[name] + 0.01 * (p == "a") for name in DIMENSIONS}}
         for p in "abc"
         for k in range(2)
     ]
-    told = {"metric": "vbench", "settings": "abc", "n": 6, "values": {n: {"value": v} for n, v in scores.items()}}
-    (half / "results" / "vbench.json").write_text(json.dumps({**told, "samples": rows}))
-    assert run("aggregate", whole, half).exit_code == 0
-    kept = json.loads((half / "results" / "vbench_scores.json").read_text())
-    assert kept["metric"] == "vbench_scores" and kept["settings"] == "abc" and kept["missing"] == []
-    assert list(kept["values"]) == ["quality", "semantic", "total"]
-    total = kept["values"]["total"]
+    told = {"metric": "vbench", "values": {n: {"value": v} for n, v in scores.items()}, "samples": rows}
+    (half / "results" / "vbench.json").write_text(json.dumps(told))
+    result = run("aggregate", whole, half, "-o", tmp_path / "figures.json")
+    assert result.exit_code == 0 and " to " in result.output.split("Total")[1]
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures[str(whole)]["sums"]["total"]["low"] is None
+    total = figures[str(half)]["sums"]["total"]
     assert total["low"] < total["value"] < total["high"] and total["value"] == pytest.approx(0.5)
 
 

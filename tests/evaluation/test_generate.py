@@ -169,6 +169,13 @@ def test_a_longer_list_adds_to_a_shorter_one(tmp_path, whole):
     assert g.generate([run_in(tmp_path)], ITEMS[:4], batch=3) == 0
 
 
+def test_numbers_may_have_gaps_that_a_later_list_fills(tmp_path, whole):
+    g.generate([run_in(tmp_path)], ITEMS[1::2], batch=3)
+    assert [r.batch for r in read_manifest(tmp_path)] == [0, 1, 1, 2, 3]
+    assert g.generate([run_in(tmp_path)], ITEMS, batch=3) == 6
+    assert contents(tmp_path) == whole
+
+
 def test_a_lost_file_is_made_again(tmp_path, whole):
     g.generate([run_in(tmp_path)], ITEMS, batch=3)
     (tmp_path / "samples/000005.png").unlink()
@@ -191,7 +198,8 @@ def test_videos_are_raw_beside_an_mp4_and_named_ones_have_a_folder(tmp_path):
     [
         ([], 3, "the list of prompts is empty"),
         (ITEMS, 0, "batch must be at least 1, got 0"),
-        (ITEMS[1:], 3, "numbered 0, 1, 2"),
+        (ITEMS[::-1], 3, "numbered upwards"),
+        ([Item(0, "a", 0), Item(0, "b", 1)], 3, "numbered upwards"),
         ([Item(0, "a", 0, name="x"), Item(1, "b", 1, name="x")], 3, "two items share the name 'x'"),
     ],
 )

@@ -80,11 +80,13 @@ def test_other_prompts_or_seeds_and_nothing_shared_are_refused(folder, tmp_path)
 
 
 def test_what_else_differs_is_named(folder, tmp_path):
-    generate([run_of(tmp_path, "half", call={"num_inference_steps": 2, "seed": 1})], ITEMS, batch=4)
+    generate([run_of(tmp_path, "half", call={"num_inference_steps": 2, "seed": 1, "x": True})], ITEMS, batch=4)
     dense, half = find_runs([folder / "dense", tmp_path / "half"])
     assert differences(dense, half) == [
-        "call.num_inference_steps is 2, not 4", "batch is 4, not 2", "call.seed is 1, not 'absent'"
+        "call.num_inference_steps is 2, not 4", "batch is 4, not 2", "call.seed is 1, not 'absent'",
+        "call.x is True, not 'absent'",
     ]  # fmt: skip
+    assert shared_settings([half]) == {"model": "tiny", "inference steps": "2", "seed": "1", "batch": "4"}
     assert shared_settings([dense, half]) == {"model": "tiny"}
     assert shared_settings(find_runs([folder])) == {"model": "tiny", "inference steps": "4", "batch": "2"}
 

@@ -47,7 +47,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def reference():
     rows = np.random.default_rng(1).random((40, 48)).astype(np.float32)
-    return Reference(Statistics.of(rows, "pixels"), Pixels(), workers=0)
+    return Reference(Statistics.of(rows, "pixels"), Pixels(), workers=0, source="noise")
 
 
 @pytest.fixture(scope="module")
@@ -86,8 +86,16 @@ def test_distances_are_those_of_the_functions_with_the_difference_to_dense(found
         if row.name != "dense":
             assert row.values["kid_change"] == drawn.difference(row.name, "dense")
     titles = [column.title for column in found.report.columns]
+    assert any(note.startswith("FD(pixels) is to 40 reference samples (noise)") for note in found.report.notes)
     assert {"KID(pixels)", "KID(pixels) minus dense", "FD(pixels)"} <= set(titles)
     assert not [title for title in titles if "FID" in title or title == "KID"], "only Inception's are FID and KID"
+
+
+def test_a_run_that_is_the_reference_is_told(folder, reference):
+    features = extract(Samples.open(folder / "mild"), Pixels(), workers=0).values
+    itself = dataclasses.replace(reference, statistics=Statistics.of(features, "pixels"))
+    said = [text for text in gather([folder], reference=itself).report.warnings if "reference itself" in text]
+    assert len(said) == 1 and said[0].startswith("mild is the reference itself")
 
 
 def test_statistics_alone_give_the_frechet_distance_and_say_so(folder, reference):

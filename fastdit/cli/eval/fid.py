@@ -20,7 +20,7 @@ def fid(
     ] = "inception",
     inception: Annotated[Path | None, typer.Option("--inception", help="Inception's weights file")] = None,
     resize: Annotated[
-        str | None, typer.Option("--resize", help="of inception: clean [default] or legacy_tensorflow")
+        str | None, typer.Option("--resize", help="of inception: clean (the default) or legacy_tensorflow")
     ] = None,
     clip: Annotated[str | None, typer.Option("--clip", metavar="ID_OR_PATH", help="CLIP checkpoint")] = None,
     engine: Annotated[str, typer.Option("--engine", help="fastdit, or torch-fidelity as a cross-check")] = "fastdit",
@@ -65,10 +65,12 @@ def fid(
     from fastdit.evaluation.features.base import open_extractor
     from fastdit.evaluation.features.extract import kept_features
     from fastdit.evaluation.files import write_json
+    from fastdit.evaluation.manifest import read_settings
     from fastdit.evaluation.samples import Samples, keep_result
 
     target = o.device_and_dtype(device, "float32")[0]
     opened = Samples.open(samples)
+    ref = o.reference_from(ref)
     extractor = open_extractor(features, inception=inception, resize=resize, clip=clip)
     if engine == "torch-fidelity":
         result, warnings = _second_engine(opened, ref, extractor, batch, target, num, frames, kid_subset_size)
@@ -92,7 +94,7 @@ def fid(
         "metric": metric,
         "features": extractor.identity,
         "engine": engine,
-        "against": str(ref),
+        "against": read_settings(ref)["hash"] if (ref / "settings.json").is_file() else str(ref),
         "n": result.n,
         "n_reference": result.n_reference,
         # by what the distances are called, so that no reader can take another extractor's for FID

@@ -18,19 +18,22 @@ def report(
     ],
     dense: Annotated[
         str | None,
-        typer.Option("--dense", metavar="NAME_OR_FOLDER", help="the reference run [default: the one without methods]"),
+        typer.Option("--dense", metavar="NAME_OR_FOLDER", help="the reference run (default: the one without methods)"),
     ] = None,
     no_dense: Annotated[bool, typer.Option("--no-dense", help="a table without speed-up and fidelity")] = False,
     ref: Annotated[
-        Path | None, typer.Option("--ref", help="reference pictures or statistics, for FID and KID (see eval fid)")
+        Path | None,
+        typer.Option("--ref", help="reference for FID and KID: folder, run, npz, statistics, or fastdit/..."),
     ] = None,
     features: Annotated[
         str | None,
-        typer.Option("--features", help="inception [default], inception-tf, efficientnet-lite0 (works offline), clip"),
+        typer.Option(
+            "--features", help="inception (the default), inception-tf, efficientnet-lite0 (works offline) or clip"
+        ),
     ] = None,
     inception: Annotated[Path | None, typer.Option("--inception", help="Inception's weights file")] = None,
     resize: Annotated[
-        str | None, typer.Option("--resize", help="of inception: clean [default] or legacy_tensorflow")
+        str | None, typer.Option("--resize", help="of inception: clean (the default) or legacy_tensorflow")
     ] = None,
     clip: Annotated[str | None, typer.Option("--clip", metavar="ID_OR_PATH", help="CLIP checkpoint")] = None,
     lpips: Annotated[
@@ -38,7 +41,7 @@ def report(
     ] = None,
     lpips_weights: Annotated[
         Path | None,
-        typer.Option("--lpips-weights", help="the trunk's file, or its folder [default: torch hub's cache]"),
+        typer.Option("--lpips-weights", help="the trunk's file, or its folder (default: torch hub's cache)"),
     ] = None,
     strips: Annotated[int, typer.Option("--strips", min=0, max=50, help="samples shown of every run")] = 6,
     title: Annotated[str | None, typer.Option("--title", help="heading of the page")] = None,
@@ -113,24 +116,35 @@ def _reference(
     from fastdit.evaluation.distribution import open_reference
     from fastdit.evaluation.features.base import open_extractor
     from fastdit.evaluation.report.rows import Reference
+    from fastdit.evaluation.report.runs import published
 
     extractor = open_extractor(features, **options)
     told = partial(progress, "features of the reference")
     statistics, warnings = open_reference(
-        path, extractor, device=device, workers=workers, frames="middle", progress=told
+        o.reference_from(path), extractor, device=device, workers=workers, frames="middle", progress=told
     )
-    return Reference(statistics, extractor, device, workers, tuple(warnings))
+    return Reference(statistics, extractor, device, workers, tuple(warnings), published(path.as_posix()))
 
 
 @contextmanager
 def _progress() -> Iterator[Callable[[str, int, int], None]]:
-    """Gives `progress(what, done, total)`: one bar on stderr that says what is being done."""
+    """Gives `progress(what, done, total)`: one bar on stderr that says what is being done, from the first call on."""
     from rich.console import Console
     from rich.progress import Progress
 
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("reading", total=None)
-        yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total or None)
+    bar = Progress(console=Console(stderr=True), transient=True)
+    task = bar.add_task("", total=None)
+
+    def progress(what: str, done: int, total: int) -> None:
+        if not bar.live.is_started:  # bad input is found before, and leaves one line alone
+            bar.start()
+        bar.update(task, description=what, completed=done, total=total or None)
+
+    try:
+        yield progress
+    finally:
+        if bar.live.is_started:
+            bar.stop()
 
 
 def describe(methods: Sequence[dict[str, Any]]) -> str:

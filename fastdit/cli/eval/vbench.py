@@ -15,11 +15,11 @@ app = typer.Typer(
 )
 
 DimsOption = Annotated[
-    str | None, typer.Option("--dims", metavar="NAME,...", help="dimensions, or quality, semantic, all [default: all]")
+    str | None, typer.Option("--dims", metavar="NAME,...", help="dimensions, or quality, semantic, all (default: all)")
 ]
 PromptsOption = Annotated[
     Path | None,
-    typer.Option("--prompts", help="VBench_full_info.json [default: $VBENCH_FULL_INFO_JSON, or the one of vbench]"),
+    typer.Option("--prompts", help="VBench_full_info.json (default: $VBENCH_FULL_INFO_JSON, or the one of vbench)"),
 ]
 PythonOption = Annotated[
     str | None, typer.Option("--python", help="the interpreter (or venv) that has vbench; its prompts count too")
@@ -74,7 +74,7 @@ def generate(
     samples: Annotated[int, typer.Option("--samples", help="videos a prompt, seeds 0, 1, ...; VBench has 5")] = 5,
     flickering_samples: Annotated[
         int | None,
-        typer.Option("--flickering-samples", help="videos a prompt for temporal_flickering [default: 5 x --samples]"),
+        typer.Option("--flickering-samples", help="videos a prompt for temporal_flickering (default: 5 x --samples)"),
     ] = None,
     source: PromptsOption = None,
     python: PythonOption = None,
@@ -96,7 +96,6 @@ def generate(
 
     Stopped at any moment, the same command goes on where it was; started on several processes, they share the work.
     """
-    from dataclasses import replace
 
     from fastdit.cli.eval.generate import generate_runs, runs_from
     from fastdit.evaluation.vbench.items import items_of
@@ -105,7 +104,6 @@ def generate(
     suite = _suite(source, python, extended)[0]
     there = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.is_dir())
     items, warnings = items_of(suite, _dimensions(dims, suite), samples, flickering_samples, folds_case(there))
-    items = [replace(item, index=number) for number, item in enumerate(items)]  # the loop wants 0, 1, 2, ...
     _check_videos(model, num_frames)
     _warn(warnings)
     call = {
@@ -134,7 +132,7 @@ def score(
         float | None, typer.Option("--timeout", min=1, help="seconds after which a dimension is given up")
     ] = None,
     again: Annotated[bool, typer.Option("--again", help="score anew what has been scored already")] = False,
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="folder of results [default: VIDEOS/results]")] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="folder of results (default: VIDEOS/results)")] = None,
 ) -> None:
     """Score videos: by vbench with --python, else natively what needs no weights. Exit code 1: not all scored."""
     from fastdit.evaluation.vbench.scoring import Scoring
@@ -179,9 +177,6 @@ def aggregate(
         }
         for name, scores in loaded.items()
     }
-    for path in map(Path, loaded):
-        if (path / "results" / "vbench.json").is_file():
-            write_json(path / "results" / "vbench_scores.json", _result(path, figures[str(path)]))
     if out:
         write_json(out, figures)
     for name, scores in loaded.items():
@@ -273,21 +268,6 @@ def _with_interval(interval: Any) -> str:
     if interval.low is None:
         return f"{100 * interval.value:.2f}"
     return f"{100 * interval.value:.2f} ({100 * interval.low:.2f} to {100 * interval.high:.2f})"
-
-
-def _result(run: Path, figures: dict[str, Any]) -> dict[str, Any]:
-    """The sums of a run as `fastdit eval report` reads results."""
-    from fastdit.evaluation.files import read_json
-
-    scored = read_json(run / "results" / "vbench.json")
-    head = {name: scored.get(name) for name in ("settings", "time", "vbench", "n")}
-    return {
-        "metric": "vbench_scores",
-        "against": None,
-        **head,
-        "values": figures["sums"],
-        "missing": figures["missing"],
-    }
 
 
 def _warn(texts: Sequence[str]) -> None:

@@ -9,9 +9,12 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
+import numpy as np
+
 from fastdit.evaluation.extras import require
 from fastdit.evaluation.intervals import Interval
 from fastdit.evaluation.report.columns import Column
+from fastdit.evaluation.report.labels import place
 
 Figure = Any  # of matplotlib, which is imported only to draw
 SIZE = (5.8, 4.0)  # inches
@@ -109,61 +112,49 @@ def _arms(interval: Interval, scale: float = 1.0) -> list[list[float]] | None:
 
 
 def _label(figure: Any, axes: Any, points: Sequence[Point], y: Column, best: Sequence[Point]) -> None:
-    """Each point's name where it covers no point, bar, line or other name; a thin line leads to a distant one."""
+    """Each point's name, and a thin line where it stands far from its point."""
     figure.canvas.draw()  # the layout is made now, so that extents are known
-    renderer, frame = figure.canvas.get_renderer(), axes.get_window_extent()
+    at = np.array([(point.x.value, point.y.value * y.scale) for point in points])
+    texts = [axes.annotate(p.name, xy, (0, 0), textcoords="offset points", fontsize=8, color=INK, zorder=4)
+             for p, xy in zip(points, at, strict=True)]  # fmt: skip
+    sizes = [text.get_window_extent(figure.canvas.get_renderer()).size for text in texts]
     taken = [box for point in points for box in _boxes(axes, point, y)] + _line_boxes(axes, best, y)
-    for point in sorted(points, key=lambda p: p.x.value):
-        at = (point.x.value, point.y.value * y.scale)
-        choices = []
-        for far, distance in enumerate((8, 20, 34, 50)):
-            for order, (right, up) in enumerate(((1, 1), (1, -1), (-1, 1), (-1, -1), (0, 1), (0, -1))):
-                text = axes.annotate(
-                    point.name, at, (right * distance, up * distance * 0.75), textcoords="offset points", fontsize=8,
-                    color=INK, ha=("right", "center", "left")[right + 1], va="bottom" if up > 0 else "top", zorder=4,
-                    arrowprops={"arrowstyle": "-", "color": SOFT, "linewidth": 0.6} if far else None,
-                )  # fmt: skip
-                box = text.get_window_extent(renderer)
-                outside = box.x0 < frame.x0 or box.x1 > frame.x1 or box.y0 < frame.y0 or box.y1 > frame.y1
-                hidden = sum(_overlap(box, other) for other in taken)
-                choices.append(((outside, round(hidden), far, order), text, box))
-        _, chosen, box = min(choices, key=lambda choice: choice[0])
-        for _, text, _ in choices:
-            if text is not chosen:
-                text.remove()
-        taken.append(box)
+    centres, unit = axes.transData.transform(at), figure.dpi / 72
+    places = place(centres, np.array(sizes), np.array(taken), axes.get_window_extent().extents, unit)
+    for text, centre, xy, one in zip(texts, centres, at, places, strict=True):
+        text.set_position((one.box[:2] - centre) / unit)
+        text.set_verticalalignment("bottom")
+        if one.line_to is not None:
+            line = {"arrowstyle": "-", "color": SOFT, "linewidth": 0.6, "shrinkA": 1, "shrinkB": 4}
+            axes.annotate(
+                "", xy, (one.line_to - centre) / unit, textcoords="offset points", arrowprops=line, zorder=2.5
+            )
 
 
-def _boxes(axes: Any, point: Point, y: Column) -> list[Any]:
-    """Pixels that a point and its bars cover."""
-    from matplotlib.transforms import Bbox
+def _boxes(axes: Any, point: Point, y: Column) -> list[np.ndarray]:
+    """Pixels (x0, y0, x1, y1) that a point and its bars cover."""
 
-    def pixels(x: float, value: float) -> Any:
-        return axes.transData.transform((x, value * y.scale))
+    def pixels(x: float, value: float) -> np.ndarray:
+        found: np.ndarray = axes.transData.transform((x, value * y.scale))
+        return found
 
-    centre, pad = pixels(point.x.value, point.y.value), 5
-    boxes = [Bbox([centre - pad, centre + pad])]
+    def box(low: np.ndarray, high: np.ndarray, pad: float) -> np.ndarray:
+        return np.array([*np.minimum(low, high) - pad, *np.maximum(low, high) + pad])
+
+    centre = pixels(point.x.value, point.y.value)
+    boxes = [box(centre, centre, 5)]
     if point.x.low is not None and point.x.high is not None:
-        boxes.append(Bbox([pixels(point.x.low, point.y.value) - 2, pixels(point.x.high, point.y.value) + 2]))
+        boxes.append(box(pixels(point.x.low, point.y.value), pixels(point.x.high, point.y.value), 2))
     if point.y.low is not None and point.y.high is not None:
-        boxes.append(Bbox([pixels(point.x.value, point.y.low) - 2, pixels(point.x.value, point.y.high) + 2]))
+        boxes.append(box(pixels(point.x.value, point.y.low), pixels(point.x.value, point.y.high), 2))
     return boxes
 
 
-def _line_boxes(axes: Any, best: Sequence[Point], y: Column) -> list[Any]:
+def _line_boxes(axes: Any, best: Sequence[Point], y: Column) -> list[np.ndarray]:
     """Small boxes along the line of the frontier."""
-    import numpy as np
-    from matplotlib.transforms import Bbox
-
     corners = axes.transData.transform([(p.x.value, p.y.value * y.scale) for p in best])
     dots = [a + (b - a) * t for a, b in itertools.pairwise(corners) for t in np.linspace(0, 1, 60)]
-    return [Bbox([dot - 1.5, dot + 1.5]) for dot in dots]
-
-
-def _overlap(a: Any, b: Any) -> float:
-    """Pixels that two boxes share."""
-    width, height = min(a.x1, b.x1) - max(a.x0, b.x0), min(a.y1, b.y1) - max(a.y0, b.y0)
-    return max(0.0, width) * max(0.0, height)
+    return [np.array([*dot - 1.5, *dot + 1.5]) for dot in dots]
 
 
 def png(figure: Any) -> bytes:

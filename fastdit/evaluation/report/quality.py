@@ -16,6 +16,7 @@ from fastdit.evaluation.report.columns import Column
 from fastdit.evaluation.report.runs import Run, without_paths
 
 Progress = Callable[[int, int], None]
+SAME = 1e-6  # a Frechet distance up to this is that of a set to itself
 
 
 @dataclass
@@ -93,11 +94,12 @@ def distances(
     reference: Statistics,
     names: tuple[str, str],
     dense: str | None,
+    source: str = "",
 ) -> Figures:
     """Frechet and kernel distance of every run to one reference, over the samples that all have features of.
 
-    `groups` gives each index's prompt. `names` are those of the two distances with these features, as FID and KID may
-    only be called with Inception's. Statistics without the features behind them give no kernel distance.
+    `groups` gives each index's prompt and `source` names the reference. `names` are those of the two distances with
+    these features: FID and KID are only Inception's. Statistics without their features give no kernel distance.
     """
     shared = sorted(set.intersection(*(set(one.indices) for one in rows.values())) & set(groups))
     found = Figures()
@@ -111,6 +113,7 @@ def distances(
         features[name] = one.values[[place[index] for index in shared]]
     kernel, change, frechet = c.distance_columns(*names)
     told = "a reference of unknown size" if reference.n is None else f"{reference.n} reference samples"
+    told += f" ({source})" if source else ""
     if reference.features is None:
         found.notes.append(f"There is no {names[1]}: the reference holds statistics only, without features.")
     else:
@@ -128,6 +131,11 @@ def distances(
     for name, values in features.items():
         distance = frechet_distance(Statistics.of(values, reference.extractor), reference)
         found.put(name, frechet, Interval(distance, None, None, len(shared)))
+        if distance < SAME:
+            found.warnings.append(
+                f"{name} is the reference itself, as it seems: its {names[1]} lies below 0, as no sample is paired "
+                "with itself within a set"
+            )
     found.notes.append(
         f"{names[0]} is to {told}. It has no interval, and with few samples it is far too high, by about the same for "
         "runs of one n: compare it within this table only."

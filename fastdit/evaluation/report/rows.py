@@ -51,6 +51,7 @@ class Reference:
     device: str = "cpu"
     workers: int = 2
     warnings: tuple[str, ...] = ()
+    source: str = ""  # what it is of: a name, not a path
 
 
 @dataclass(frozen=True)
@@ -175,6 +176,6 @@ def _distances(runs: Sequence[Run], base: Run | None, reference: Reference, prog
         rows[run.name] = Rows(found.values, [run.whole.records[name].index for name in found.names])
     groups = {record.index: (record.prompt, record.label) for record in runs[0].samples.records.values()}
     names = extractor.label("FD"), extractor.label("KID")
-    figures = distances(rows, groups, reference.statistics, names, base.name if base else None)
+    figures = distances(rows, groups, reference.statistics, names, base.name if base else None, reference.source)
     figures.warnings[:0] = [*(without_paths(text) for text in reference.warnings), *said]
     return figures

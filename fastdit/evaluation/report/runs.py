@@ -134,12 +134,13 @@ def differences(dense: Run, run: Run) -> list[str]:
 
 
 def shared_settings(runs: Sequence[Run]) -> dict[str, str]:
-    """What all runs have in common besides methods, one text a setting, short enough for a line."""
+    """What all runs have in common besides methods, one text a setting: words and numbers short enough for a line."""
     tables = [flat(run.settings) for run in runs]
     same = {key: value for key, value in tables[0].items() if all(t.get(key) == value for t in tables)}
     same.pop("methods", None)
     named = {key.removeprefix("call.").replace("_", " ").removeprefix("num "): value for key, value in same.items()}
-    return {key: str(published(value)) for key, value in named.items() if value is not None and len(str(value)) <= 60}
+    shown = {key: value for key, value in named.items() if isinstance(value, (str, int, float))}
+    return {k: str(published(v)) for k, v in shown.items() if not isinstance(v, bool) and len(str(published(v))) <= 60}
 
 
 def published(value: Any) -> Any:

@@ -45,7 +45,7 @@ class Scoring:
             for number, dimension in enumerate(dimensions, 1):
                 self.tell(f"{dimension} ({number} of {len(dimensions)})")
                 videos, missing = folders[dimension].of(self.suite, dimension)
-                if missing:
+                if missing and videos:
                     absent.append(f"{dimension} {len(missing)} of {len(videos) + len(missing)}")
                 self._one(dimension, videos, missing, outcome)
         finally:
