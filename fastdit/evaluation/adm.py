@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.lib import format as npy
 
-from fastdit.evaluation.files import write_whole
+from fastdit.core.files import write_whole
 from fastdit.evaluation.samples import Samples
 
 ARRAY = "arr_0"

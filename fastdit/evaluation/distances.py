@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastdit.evaluation.files import write_whole
+from fastdit.core.files import write_whole
 from fastdit.evaluation.intervals import DRAWS, Interval, draws_of
 
 ROWS = 4096  # rows of features turned into float64 at a time

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageSequence
 
+from fastdit.core.files import write_whole
 from fastdit.evaluation import ffmpeg
-from fastdit.evaluation.files import write_whole
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 VIDEOS = ffmpeg.SUFFIXES

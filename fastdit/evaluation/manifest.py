@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from fastdit.evaluation.files import read_json, write_json
+from fastdit.core.files import read_json, write_json
 
 VERSION = 1
 
@@ -153,19 +153,19 @@ def open_run(folder: Path, name: str, settings: dict[str, Any], environment: dic
         return digest
     known = read_settings(folder)
     if known["hash"] != digest:
-        before, now = _flat(known["settings"]), _flat(settings)
+        before, now = flat(known["settings"]), flat(settings)
         key = next((key for key in {**before, **now} if before.get(key) != now.get(key)), "hash")
         raise ValueError(f"{folder} holds samples of other settings: {key} is {before.get(key)!r} there and "
                          f"{now.get(key)!r} now; give another --out, or remove that folder")  # fmt: skip
     return digest
 
 
-def _flat(data: Any, path: str = "") -> dict[str, Any]:
+def flat(data: Any, path: str = "") -> dict[str, Any]:
     """Nested settings by their path: {"call": {"steps": 4}} -> {"call.steps": 4}."""
     if not isinstance(data, (dict, list)) or not data:
         return {path: data}
     entries = data.items() if isinstance(data, dict) else enumerate(data)
-    parts = [_flat(value, f"{path}.{key}" if path else str(key)) for key, value in entries]
+    parts = [flat(value, f"{path}.{key}" if path else str(key)) for key, value in entries]
     return {key: value for part in parts for key, value in part.items()}
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fastdit.core.files import read_json
 from fastdit.core.registry import Registry
-from fastdit.evaluation.files import read_json
 from fastdit.evaluation.manifest import Item
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from fastdit.core.files import write_json
 from fastdit.evaluation import frames
-from fastdit.evaluation.files import write_json
 from fastdit.evaluation.manifest import Record, have_files, read_manifest, read_settings
 
 

@@ -1,12 +1,12 @@
 """Recipes: a list of methods and call defaults as a human-readable, versioned JSON file."""
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fastdit.core.files import write_json
 from fastdit.methods.base import Method
 
 VERSION = 1
@@ -61,10 +61,7 @@ class Recipe:
 
     def save(self, path: str | Path) -> None:
         """Write the file whole or not at all."""
-        path = Path(path)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
-        temporary.replace(path)
+        write_json(Path(path), self.to_dict())
 
 
 def as_recipe(methods: Sequence[Method] | str | Path | Recipe | None) -> Recipe:

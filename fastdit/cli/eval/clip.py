@@ -30,9 +30,9 @@ def clip(
     from rich.console import Console
 
     from fastdit.cli.eval.bar import bar
+    from fastdit.core.files import write_json
     from fastdit.evaluation.clip_score import clip_score
     from fastdit.evaluation.features.clip import Clip
-    from fastdit.evaluation.files import write_json
     from fastdit.evaluation.samples import Samples, keep_result
 
     target = o.device_and_dtype(device, "float32")[0]

@@ -60,11 +60,11 @@ def fid(
             raise ValueError(f"{option} needs --engine fastdit: the other engine keeps its statistics to itself")
 
     from fastdit.cli.eval.bar import bar
+    from fastdit.core.files import write_json
     from fastdit.evaluation.distances import Statistics
     from fastdit.evaluation.distribution import measure, open_reference
     from fastdit.evaluation.features.base import open_extractor
     from fastdit.evaluation.features.extract import kept_features
-    from fastdit.evaluation.files import write_json
     from fastdit.evaluation.manifest import read_settings
     from fastdit.evaluation.samples import Samples, keep_result
 

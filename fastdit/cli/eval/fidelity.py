@@ -35,9 +35,9 @@ def fidelity(
     from rich.console import Console
     from rich.progress import Progress
 
+    from fastdit.core.files import write_json
     from fastdit.evaluation import perceptual
     from fastdit.evaluation.comparison import compare
-    from fastdit.evaluation.files import write_json
     from fastdit.evaluation.samples import Samples, keep_result
 
     sets = Samples.open(dense), Samples.open(fast)

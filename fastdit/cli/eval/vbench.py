@@ -159,7 +159,7 @@ def aggregate(
     out: Annotated[Path | None, typer.Option("-o", "--out", help="also write the figures as JSON")] = None,
 ) -> None:
     """Normalise and weight as VBench does. Exit code 1: no Total, as dimensions are missing."""
-    from fastdit.evaluation.files import write_json
+    from fastdit.core.files import write_json
     from fastdit.evaluation.vbench.aggregate import SUMS, load
 
     loaded = {str(path): load(path) for path in dict.fromkeys(results)}

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from fastdit.core.files import write_whole
 from fastdit.evaluation.features.base import Extractor
-from fastdit.evaluation.files import write_whole
 from fastdit.evaluation.samples import Samples
 
 Progress = Callable[[int, int], None]

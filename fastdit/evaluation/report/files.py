@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from fastdit.core.files import write_whole
 from fastdit.evaluation.extras import require
-from fastdit.evaluation.files import write_whole
 from fastdit.evaluation.report import plots
 from fastdit.evaluation.report.columns import MACS_RATIO, SPEEDUP, Column
 from fastdit.evaluation.report.page import render

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from fastdit.evaluation.files import read_json
+from fastdit.core.files import read_json
 from fastdit.evaluation.intervals import Interval
 from fastdit.evaluation.report import columns as c
 from fastdit.evaluation.report.quality import Figures

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from fastdit.core.files import read_json
 from fastdit.evaluation.comparison import compare
 from fastdit.evaluation.distances import Statistics, frechet_distance, kid_interval
-from fastdit.evaluation.files import read_json
 from fastdit.evaluation.intervals import Interval
 from fastdit.evaluation.perceptual import Perceptual
 from fastdit.evaluation.report import columns as c

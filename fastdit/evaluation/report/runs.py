@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from fastdit.evaluation.manifest import Record
+from fastdit.evaluation.manifest import Record, flat
 from fastdit.evaluation.samples import Samples
 
 Describe = Callable[[Sequence[dict[str, Any]]], str]
@@ -137,7 +137,7 @@ def shared_settings(runs: Sequence[Run]) -> dict[str, str]:
     """What all runs have in common besides methods, one text a setting: words and numbers short enough for a line."""
     tables = [flat(run.settings) for run in runs]
     same = {key: value for key, value in tables[0].items() if all(t.get(key) == value for t in tables)}
-    same.pop("methods", None)
+    same = {key: value for key, value in same.items() if key.partition(".")[0] != "methods"}
     named = {key.removeprefix("call.").replace("_", " ").removeprefix("num "): value for key, value in same.items()}
     shown = {key: value for key, value in named.items() if isinstance(value, (str, int, float))}
     return {k: str(published(v)) for k, v in shown.items() if not isinstance(v, bool) and len(str(published(v))) <= 60}
@@ -159,14 +159,6 @@ def without_paths(text: str, runs: Sequence[Run] = ()) -> str:
     for run in sorted(runs, key=lambda run: -len(str(run.samples.root))):
         text = text.replace(str(run.samples.root), run.name)
     return re.sub(r"(?<![\w.:/])(?:[A-Za-z]:)?(?:[/\\][^\s/\\:,;'\")]+)*[/\\]([^\s/\\:,;'\")]+)", r"\1", text)
-
-
-def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as {"call.num_inference_steps": 20, ...}."""
-    out: dict[str, Any] = {}
-    for key, value in settings.items():
-        out |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return out
 
 
 def describe_methods(methods: Sequence[dict[str, Any]]) -> str:

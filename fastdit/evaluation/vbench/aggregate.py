@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from fastdit.evaluation.files import read_json
+from fastdit.core.files import read_json
 from fastdit.evaluation.intervals import DRAWS, Interval, draws_of
 from fastdit.evaluation.vbench.dimensions import DIMENSIONS, QUALITY_WEIGHT, SEMANTIC_WEIGHT, group
 

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from fastdit.evaluation.files import read_json, write_json
+from fastdit.core.files import read_json, write_json
 from fastdit.evaluation.intervals import Interval, bootstrap
 from fastdit.evaluation.vbench.dimensions import DIMENSIONS
 

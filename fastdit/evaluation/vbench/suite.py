@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastdit.evaluation.files import read_json
+from fastdit.core.files import read_json
 from fastdit.evaluation.vbench.dimensions import DIMENSIONS, FLICKERING, FLICKERING_SAMPLES, SAMPLES
 
 FILE, VARIABLE = "VBench_full_info.json", "VBENCH_FULL_INFO_JSON"
