@@ -174,7 +174,7 @@ def _ratio(rows: np.ndarray, groups: list[Hashable]) -> Interval:
 
 def _warnings(dense: Samples, fast: Samples, names: list[tuple[str, str]], found: list[Pair]) -> list[str]:
     """What a reader of the figures should know, counted."""
-    out = []
+    out = [*dense.warnings, *fast.warnings]
     for samples, own in ((dense, [one for one, _ in names]), (fast, [two for _, two in names])):
         paths = [path for name in own if (path := samples.paths.get(name)) and frames.is_lossy(path)]
         if paths:

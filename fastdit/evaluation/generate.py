@@ -73,6 +73,8 @@ def batches(items: Sequence[Item], size: int) -> dict[int, list[Item]]:
     if any(b.index <= a.index for a, b in itertools.pairwise(items)) or items[0].index < 0:
         raise ValueError("items must be numbered upwards from 0 or more: their index decides the batch")
     names = [item.name for item in items if item.name is not None]
+    if bad := [name for name in names if Path(name).name != name or name.startswith(".") or "\\" in name]:
+        raise ValueError(f"the name {bad[0]!r} would leave the folder of samples or hide in it: give a plain file name")
     if len(names) != len(set(names)):
         raise ValueError(f"two items share the name {next(n for n in names if names.count(n) > 1)!r}")
     found: dict[int, list[Item]] = {}
@@ -115,8 +117,8 @@ def generate(
         total, made = sum(map(len, owed)), 0
         progress(0, total)
         cold, session = {each.run.name for each in opened}, secrets.token_hex(4)
-        for number, part in own:
-            for each in _in_turn(opened, number):
+        for turn, (number, part) in enumerate(own):
+            for each in _in_turn(opened, turn):
                 missing = {item.index for item in part} - each.done
                 if not missing:
                     continue
@@ -135,7 +137,8 @@ def generate(
 
 def _open(run: Run, items: Sequence[Item], batch: int, shard: Shard) -> _Open:
     """Open a run's folder; the batch is among the settings, as kernels may round differently with another one."""
-    digest = open_run(run.folder, run.name, {**run.settings, "batch": batch}, run.environment)
+    indices = [item.index for item in items]
+    digest = open_run(run.folder, run.name, {**run.settings, "batch": batch}, run.environment, indices)
     records = have_files(run.folder, read_manifest(run.folder))
     wanted = {item.index: item for item in items}
     for record in records:
@@ -150,15 +153,19 @@ def _open(run: Run, items: Sequence[Item], batch: int, shard: Shard) -> _Open:
     return _Open(run, digest, Writer(run.folder, shard.rank), {record.index for record in records})
 
 
-def _in_turn(opened: Sequence[_Open], number: int) -> Sequence[_Open]:
+def _in_turn(opened: Sequence[_Open], turn: int) -> Sequence[_Open]:
     """Each batch begins with another run, so that none always profits from what the one before left warm."""
-    start = number % len(opened)
+    start = turn % len(opened)
     return [*opened[start:], *opened[:start]]
 
 
 def _draw(each: _Open, part: Sequence[Item], missing: set[int], fps: int, shared: dict[str, Any]) -> Iterator[Record]:
     """Draw a whole batch, write the files of what is missing of it, and yield each record once its files are there."""
-    drawn = each.run.draw(part)
+    try:
+        drawn = each.run.draw(part)
+    except ValueError as error:
+        told = f"samples {part[0].index} to {part[-1].index} (the first is {part[0].prompt!r}, seed {part[0].seed})"
+        raise ValueError(f"run {each.run.name}, {told}: {error}") from error
     if len(drawn.samples) != len(part):
         raise ValueError(f"{each.run.name}: {len(drawn.samples)} samples came back for {len(part)} items")
     for item, sample in zip(part, drawn.samples, strict=True):

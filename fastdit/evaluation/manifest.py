@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -54,8 +55,8 @@ def hash_of(settings: dict[str, Any]) -> str:
 
 
 def manifests(folder: Path) -> list[Path]:
-    """The manifest files of all ranks."""
-    return sorted(folder.glob("manifest.*.jsonl"))
+    """The manifest files of all ranks, by rank."""
+    return sorted(folder.glob("manifest.*.jsonl"), key=lambda path: (len(path.name), path.name))
 
 
 def read_lines(path: Path) -> Iterator[Record]:
@@ -70,7 +71,7 @@ def read_lines(path: Path) -> Iterator[Record]:
 
 
 def read_manifest(folder: Path) -> list[Record]:
-    """All ranks' records by index; the later of two lines for one index counts.
+    """All ranks' records by index; of two lines for one index the last of the highest rank counts.
 
     ValueError if two lines of one index disagree in prompt or seed, or if the lines have different settings.
     """
@@ -88,13 +89,14 @@ def read_manifest(folder: Path) -> list[Record]:
 
 
 def have_files(folder: Path, records: Iterable[Record]) -> list[Record]:
-    """The records whose files are all there; folders are listed once, not asked file by file."""
+    """The records whose files are all there and not empty; folders are listed once, not asked file by file."""
     listed: dict[Path, set[str]] = {}
 
     def there(file: str) -> bool:
         path = folder / file
         if path.parent not in listed:
-            listed[path.parent] = set(os.listdir(path.parent)) if path.parent.is_dir() else set()
+            entries = os.scandir(path.parent) if path.parent.is_dir() else ()
+            listed[path.parent] = {entry.name for entry in entries if entry.stat().st_size}
         return path.name in listed[path.parent]
 
     return [record for record in records if there(record.file) and (record.video is None or there(record.video))]
@@ -140,16 +142,19 @@ class Writer:
         os.close(self._file)
 
 
-def open_run(folder: Path, name: str, settings: dict[str, Any], environment: dict[str, Any]) -> str:
+def open_run(
+    folder: Path, name: str, settings: dict[str, Any], environment: dict[str, Any], indices: Iterable[int] = ()
+) -> str:
     """Make a run's folder, or take up the one that is there; returns the settings' hash.
 
-    ValueError if the folder holds samples of other settings: it names the first that differs.
+    `indices` are those of the wanted items: settings.json says how many the run is to hold. ValueError if the folder
+    holds samples of other settings: it names the first that differs. Another environment is a warning.
     """
     path, digest = folder / "settings.json", hash_of(settings)
     (folder / "samples").mkdir(parents=True, exist_ok=True)
+    head = {"version": VERSION, "name": name, "hash": digest}
     if not path.exists():
-        head = {"version": VERSION, "name": name, "hash": digest}
-        write_json(path, {**head, "settings": settings, "environment": environment})
+        write_json(path, {**head, "items": len(set(indices)), "settings": settings, "environment": environment})
         return digest
     known = read_settings(folder)
     if known["hash"] != digest:
@@ -157,6 +162,12 @@ def open_run(folder: Path, name: str, settings: dict[str, Any], environment: dic
         key = next((key for key in {**before, **now} if before.get(key) != now.get(key)), "hash")
         raise ValueError(f"{folder} holds samples of other settings: {key} is {before.get(key)!r} there and "
                          f"{now.get(key)!r} now; give another --out, or remove that folder")  # fmt: skip
+    here = known.get("environment", {})
+    if differ := [f"{k}: {here[k]}, now {environment[k]}" for k in here if environment.get(k, here[k]) != here[k]]:
+        warnings.warn(f"{folder} was begun elsewhere or with other versions ({'; '.join(differ)})", stacklevel=2)
+    items = len({record.index for record in read_manifest(folder)}.union(indices))
+    if items != known.get("items"):
+        write_json(path, {**known, "items": items})
     return digest
 
 

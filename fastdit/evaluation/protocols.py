@@ -97,6 +97,8 @@ def _from_objects(path: Path, data: Any) -> tuple[list[str], list[int] | None]:
     seeded = [entry["seed"] for entry in objects if "seed" in entry]
     if seeded and len(seeded) < len(objects):
         raise ValueError(f"{path}: {len(seeded)} of {len(objects)} entries have a seed; give it to all or to none")
+    if len({(entry["prompt"], entry["seed"]) for entry in objects if seeded}) < len(seeded):
+        raise ValueError(f"{path}: two entries have the same prompt and seed, and so are one sample: remove one")
     return [entry["prompt"] for entry in objects], seeded or None
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from fastdit.core.files import write_json
 from fastdit.evaluation import frames
-from fastdit.evaluation.manifest import Record, have_files, read_manifest, read_settings
+from fastdit.evaluation.manifest import Record, have_files, manifests, read_manifest, read_settings
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class Samples:
     records: dict[str, Record] = field(default_factory=dict)
     settings: dict[str, Any] | None = None  # settings.json of a run
     paths: dict[str, Path] = field(default_factory=dict)  # the file of each name, where each has one
+    warnings: list[str] = field(default_factory=list)  # what every figure of these samples must say
 
     @property
     def is_run(self) -> bool:
@@ -33,6 +34,8 @@ class Samples:
         """Open whatever `path` is; ValueError if it is absent, empty, or holds two samples of one name."""
         path = Path(path)
         if path.is_dir():
+            if path.name == "samples" and (path.parent / "settings.json").is_file():
+                path = path.parent  # the files of a run: its manifest says what they are
             return _open_run(path) if (path / "settings.json").is_file() else _open_folder(path)
         if not path.is_file():
             raise ValueError(f"{path} does not exist: give a folder, a picture, a video or an npz of samples")
@@ -62,12 +65,17 @@ def _open_run(folder: Path) -> Samples:
     records = {record.file: record for record in have_files(folder, read_manifest(folder))}
     if not records:
         raise ValueError(f"{folder} holds no finished samples yet: `fastdit eval generate` writes them")
-    paths = {name: folder / name for name in records}
-    return _of_files(folder, paths, records=records, settings=read_settings(folder))
+    paths, settings = {name: folder / name for name in records}, read_settings(folder)
+    wanted = settings.get("items", len(records))
+    missing = wanted - len(records)
+    warnings = [f"{folder}: {missing} of {wanted} samples are missing: run the same `fastdit eval generate` again"]
+    return _of_files(folder, paths, records=records, settings=settings, warnings=warnings if missing > 0 else [])
 
 
 def _open_folder(folder: Path) -> Samples:
     """Every picture, npy or video below the folder; a video's npy of the same name stands for it, being lossless."""
+    if runs := sorted(path.parent.name for path in folder.rglob("settings.json") if manifests(path.parent)):
+        raise ValueError(f"{folder} holds {len(runs)} runs ({', '.join(runs)}): give one of them")
     files: dict[str, Path] = {}
     for path in sorted(folder.rglob("*")):
         if path.suffix.lower() not in frames.KINDS or path.name.startswith(".") or not path.is_file():

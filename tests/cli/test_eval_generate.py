@@ -85,7 +85,9 @@ def test_a_shard_by_hand_and_classes_of_a_protocol(monkeypatch, capsys, tmp_path
         (("--run", "dense", "--run", "x=dense", "-m", "token_merging"), "give either --run or -m/--recipe"),
         (("--run", "dense", "--run", "dense"), "two runs are named dense"),
         (("--run", "token_marging"), "did you mean 'token_merging'"),
-        (("--shard", "2/2"), "counts from 0 to 1"),
+        (("--shard", "2/2"), "--shard 2/2: write it as I/N with I from 0 to N - 1"),
+        (("--protocol", "imagenet-50k"), "PixArtAlphaPipeline is given prompts, not classes"),
+        (("--run", "../x=dense"), "the name '../x' becomes a folder"),
         (("--shard", "two"), "write it as I/N"),
         (("--model", "fastdit/emoji"), "fastdit/emoji-image"),
     ],
@@ -95,3 +97,8 @@ def test_bad_input_is_one_line_before_any_work(monkeypatch, capsys, tmp_path, ar
     code, _, error = run(monkeypatch, capsys, "eval", "generate", *arguments, "-o", out)
     assert code == 2 and message in error and len(error.strip().splitlines()) == 1
     assert not out.exists()
+
+
+def test_an_output_that_is_a_file_is_refused(monkeypatch, capsys, prompts):
+    code, _, error = run(monkeypatch, capsys, "eval", "generate", prompts, "-o", prompts)
+    assert code == 2 and "is a file, give a folder" in error

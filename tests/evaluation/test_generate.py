@@ -201,6 +201,8 @@ def test_videos_are_raw_beside_an_mp4_and_named_ones_have_a_folder(tmp_path):
         (ITEMS[::-1], 3, "numbered upwards"),
         ([Item(0, "a", 0), Item(0, "b", 1)], 3, "numbered upwards"),
         ([Item(0, "a", 0, name="x"), Item(1, "b", 1, name="x")], 3, "two items share the name 'x'"),
+        ([Item(0, "a", 0, name="../x")], 3, r"'\.\./x' would leave the folder"),
+        ([Item(0, "a", 0, name=".x")], 3, "or hide in it"),
     ],
 )
 def test_bad_lists_are_refused(tmp_path, items, batch, message):
@@ -226,6 +228,25 @@ def test_what_a_callable_may_not_return(tmp_path):
     with pytest.raises(ValueError, match="not finite"):
         g.to_uint8(np.array([0.5, np.nan]))
     assert g.to_uint8([0.0, 0.5, 1.0, 2.0, -1.0]).tolist() == [0, 128, 255, 255, 0]
+
+
+def test_a_failed_draw_names_its_samples(tmp_path):
+    def fails(items):
+        raise ValueError("not finite")
+
+    with pytest.raises(ValueError, match=r"run a, samples 0 to 2 \(the first is 'prompt 0', seed 100\): not finite"):
+        g.generate([run_in(tmp_path, how=fails)], ITEMS, batch=3)
+
+
+def test_every_process_turns_the_runs(tmp_path):
+    order = []
+
+    def seen(name):
+        return lambda items: order.append(name) or draw(items)
+
+    runs = [run_in(tmp_path / name, name, seen(name)) for name in "ab"]
+    g.generate(runs, ITEMS, batch=3, shard=g.Shard(0, 2))
+    assert "".join(order) == "abba"
 
 
 def test_shards(monkeypatch):

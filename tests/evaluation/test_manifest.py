@@ -73,12 +73,26 @@ def test_settings_decide_the_hash_and_a_folder_holds_one_kind(tmp_path):
     settings = {"model": "m", "call": {"steps": 4, "guidance": 2.0}}
     digest = open_run(tmp_path, "a", settings, {})
     assert digest == hash_of({"call": {"guidance": 2.0, "steps": 4}, "model": "m"}) and len(digest) == 12
-    assert open_run(tmp_path, "a", settings, {"torch": "other"}) == digest
+    assert open_run(tmp_path, "a", settings, {}) == digest
     assert read_settings(tmp_path)["settings"] == settings
     with pytest.raises(ValueError, match="model is 'm' there and 'n' now"):
         open_run(tmp_path, "a", {**settings, "model": "n"}, {})
     with pytest.raises(ValueError, match=r"call\.steps is 4 there and 5 now"):
         open_run(tmp_path, "a", {**settings, "call": {"steps": 5, "guidance": 2.0}}, {})
+
+
+def test_another_environment_is_a_warning_and_the_number_of_items_is_kept(tmp_path):
+    open_run(tmp_path, "a", {"model": "m"}, {"torch": "2.9", "cores": "2"}, range(4))
+    write(tmp_path, 0, record(0), record(3))
+    with pytest.warns(UserWarning, match=r"torch: 2\.9, now 3\.0"):
+        open_run(tmp_path, "a", {"model": "m"}, {"torch": "3.0", "cores": "2"}, [3, 4, 9])
+    assert read_settings(tmp_path)["items"] == 4  # 0 and 3 are there, 4 and 9 are wanted
+
+
+def test_ranks_are_read_by_number(tmp_path):
+    for rank in (2, 10):
+        write(tmp_path, rank, record(0, rank=rank))
+    assert [r.rank for r in read_manifest(tmp_path)] == [10]
 
 
 def test_a_foreign_or_later_settings_file_is_refused(tmp_path):
@@ -94,7 +108,8 @@ def test_records_without_their_files_do_not_count(tmp_path):
     (tmp_path / "samples").mkdir()
     records = [record(0), record(1), record(2, video="samples/000002.mp4")]
     for index in (0, 2):
-        (tmp_path / records[index].file).touch()
+        (tmp_path / records[index].file).write_bytes(b"x")
+    (tmp_path / records[1].file).touch()  # empty: a disk that lost what it was given
     assert have_files(tmp_path, records) == [records[0]]
 
 
@@ -102,9 +117,9 @@ def test_folders_are_listed_once_and_not_asked_file_by_file(tmp_path, monkeypatc
     (tmp_path / "samples").mkdir()
     records = [record(index) for index in range(300)]
     for each in records:
-        (tmp_path / each.file).touch()
+        (tmp_path / each.file).write_bytes(b"x")
     listed = []
-    listdir = os.listdir
-    monkeypatch.setattr(os, "listdir", lambda path: listed.append(path) or listdir(path))
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: listed.append(path) or scandir(path))
     assert have_files(tmp_path, records) == records
     assert listed == [tmp_path / "samples"]

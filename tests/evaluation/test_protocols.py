@@ -52,6 +52,7 @@ def test_prompt_files(tmp_path, name, text, expected):
         ("p.json", b'["a", 3]', "entry 2 has no text `prompt`"),
         ("p.json", b'[{"prompt": "a", "seed": "x"}]', "seed 'x' is no whole number"),
         ("p.json", b'[{"prompt": "a", "seed": 1}, "b"]', "1 of 2 entries have a seed"),
+        ("p.json", b'[{"prompt": "a", "seed": 1}, {"prompt": "a", "seed": 1}]', "the same prompt and seed"),
         ("p.json", b'{"annotations": [{"id": 1}]}', "not COCO's captions"),
         ("p.jsonl", b'{"prompt": "a"}\nb\n', "line 2 is no JSON"),
     ],

@@ -70,6 +70,17 @@ def test_runs_are_paired_by_index_prompt_and_seed(tmp_path):
         pairs(one, make_run(tmp_path / "5", ("a", "b")))
 
 
+def test_missing_samples_are_counted_and_runs_are_not_mixed(tmp_path):
+    run = make_run(tmp_path / "1")
+    assert not run.warnings and Samples.open(tmp_path / "1" / "samples").is_run
+    (tmp_path / "1" / "samples" / "000001.png").write_bytes(b"")
+    run = Samples.open(tmp_path / "1")
+    assert len(run.names) == 2 and "1 of 3 samples are missing" in run.warnings[0]
+    make_run(tmp_path / "2")
+    with pytest.raises(ValueError, match=r"holds 2 runs \(1, 2\): give one of them"):
+        Samples.open(tmp_path)
+
+
 def test_folders_are_paired_by_name_and_single_files_as_they_are(tmp_path):
     for folder, names in (("x", "ab"), ("y", "ab"), ("z", "abc")):
         (tmp_path / folder).mkdir()

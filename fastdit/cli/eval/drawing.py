@@ -10,27 +10,56 @@ from fastdit.evaluation.generate import Drawn, Run, to_uint8
 from fastdit.evaluation.manifest import Item
 
 
-def drawers(pipe: Any, model: str, runs: Sequence[tuple[str, Path, Any]], call: dict[str, Any]) -> list[Run]:
+def drawers(pipe: Any, model: str, runs: Sequence[tuple[str, Path, Any]], call: dict[str, Any], fps: int) -> list[Run]:
     """One Run a (name, folder, recipe) on one loaded pipeline, whose methods are exchanged as the runs take turns."""
     pipe.set_progress_bar_config(disable=True)
     given = o.call_arguments(pipe, call)
     where = environment(str(pipe.device))
     made: list[Run] = []
     at_work = [""]
+    weights = fingerprint(pipe)
     for name, folder, recipe in runs:
-        methods = (
-            pipe.methods if recipe is None else recipe.methods
-        )  # None: the recipe beside the model, loaded with it
+        # None: the recipe beside the model, loaded with it
+        methods = pipe.methods if recipe is None else recipe.methods
         more = {} if recipe is None else recipe.call
         settings = {
             "model": model,
+            "weights": weights,
             "methods": [method.to_dict() for method in methods],
             "call": {**pipe.call_defaults, **more, **given},
             "dtype": str(pipe.dtype).removeprefix("torch."),
             "device": pipe.device.type,
+            **({"fps": fps} if o.makes_videos(pipe) else {}),
         }
         made.append(Run(name, folder, settings, _Draw(pipe, name, methods, {**more, **given}, at_work), where))
     return made
+
+
+def fingerprint(pipe: Any) -> str:
+    """Twelve hex digits of the transformers' weights: names, shapes and the first values of each.
+
+    A path or Hub id says where weights came from, not which they are: a folder may have been trained on since.
+    """
+    import hashlib
+
+    from fastdit.pipelines.engine import transformers_of
+
+    digest = hashlib.sha256()
+    for label, transformer in transformers_of(pipe).items():
+        for name, parameter in transformer.named_parameters():
+            values = parameter.detach().flatten()[:8].float().tolist()
+            digest.update(f"{label} {name} {tuple(parameter.shape)} {values}".encode())
+    return digest.hexdigest()[:12]
+
+
+def check_items(pipe: Any, items: Sequence[Item]) -> None:
+    """ValueError, before the first sample, for classes that the model does not know or does not take."""
+    import inspect
+
+    takes_classes = "class_labels" in inspect.signature(type(pipe).__call__).parameters
+    if not takes_classes and any(item.label is not None for item in items):
+        raise ValueError(f"{type(pipe).__name__} is given prompts, not classes: this protocol is for another model")
+    o.prompt_arguments(pipe, list(dict.fromkeys(item.prompt for item in items)))
 
 
 class _Draw:

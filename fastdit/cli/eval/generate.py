@@ -122,6 +122,8 @@ def runs_from(
             chosen = o.recipe_from(None, Path(rest))
         else:
             chosen = o.recipe_from(rest.split("+"), None)
+        if name and not re.fullmatch(r"[\w.+-]*\w[\w.+-]*", name):
+            raise ValueError(f"--run {text}: the name {name!r} becomes a folder, use letters, digits, '-' and '_'")
         name = name or re.sub(r"[^A-Za-z0-9.]+", "-", rest).strip("-.")
         found.append((name, out / name, chosen))
     names = [name for name, _, _ in found]
@@ -143,16 +145,19 @@ def generate_runs(
     shard: str | None = None,
 ) -> None:
     """Load the model once and make the items for every (name, folder, recipe), in turns, with a progress bar."""
-    from fastdit.cli.eval.drawing import drawers
+    from fastdit.cli.eval.drawing import check_items, drawers
     from fastdit.evaluation.generate import Shard
     from fastdit.evaluation.generate import generate as make
     from fastdit.pipelines.recipes import Recipe
 
     part = shard_from(shard) if shard else Shard.of_launch()
+    for _, folder, _ in runs:
+        check_folder(folder)
     beside = any(recipe is None for _, _, recipe in runs)  # somebody wants the recipe that ships with the model
     pipe = o.load(model, None if beside else Recipe(runs[0][2].methods), device_of_rank(device), dtype)
     videos = o.makes_videos(pipe)
-    ready = drawers(pipe, model, runs, call)
+    check_items(pipe, items)
+    ready = drawers(pipe, model, runs, call, fps)
     with progress_bar(part) as progress:
         made = make(ready, items, batch=batch or (1 if videos else 8), shard=part, fps=fps, progress=progress)
     for run in ready:
@@ -162,13 +167,24 @@ def generate_runs(
         typer.echo("everything was there already")
 
 
+def check_folder(folder: Path) -> None:
+    """ValueError, before any weights are loaded, for a folder that cannot be made or written."""
+    import os
+
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise ValueError(f"-o {folder}: {there} is a file, give a folder")
+    if not os.access(there, os.W_OK):
+        raise ValueError(f"-o {folder}: {there} is not writable")
+
+
 def shard_from(text: str) -> Any:
     """`1/4` as a Shard; ValueError names the option."""
     from fastdit.evaluation.generate import Shard
 
     match = re.fullmatch(r"(\d+)/(\d+)", text)
-    if not match:
-        raise ValueError(f"--shard {text}: write it as I/N, for instance 0/4")
+    if not match or int(match[1]) >= int(match[2]):
+        raise ValueError(f"--shard {text}: write it as I/N with I from 0 to N - 1, for instance 0/4")
     return Shard(int(match[1]), int(match[2]))
 
 
@@ -203,8 +219,16 @@ def progress_bar(part: Any) -> Any:
         # batches take long, so the speed is taken over the last hour
         bar = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), speed_estimate_period=3600,
                        disable=part.rank > 0)  # fmt: skip
-        with bar:
-            task = bar.add_task("samples", total=None)
-            yield lambda done, total: bar.update(task, completed=done, total=total)
+        task = bar.add_task("samples", total=None)
+
+        def progress(done: int, total: int) -> None:
+            if not bar.live.is_started:  # bad input is found before, and leaves one line alone
+                bar.start()
+            bar.update(task, completed=done, total=total)
+
+        try:
+            yield progress
+        finally:
+            bar.stop()
 
     return shown()
