@@ -5,6 +5,7 @@ import sys
 
 import pytest
 from evaluation_sets import crops, save, save_run, tiny_clip
+from rich.console import Console
 
 from fastdit import cli
 
@@ -20,19 +21,36 @@ def run(monkeypatch, capsys, *arguments) -> tuple[int, str, str]:
 
 def test_the_score_is_printed_and_kept(monkeypatch, capsys, tmp_path):
     folder = save_run(tmp_path / "run", crops(3, 0, side=40), ["a cat", "rain", "tree " * 90])
-    model = tiny_clip(tmp_path / "ViT-tiny")
+    model = tiny_clip(tmp_path / "ViT-tiny[b]")
     for _ in range(2):  # the second time with the features that were kept
         code, out, err = run(
             monkeypatch, capsys, folder, "--model", model, "--workers", 0, "--json", tmp_path / "o.json"
         )
         assert code == 0, err
-        assert "CLIP score (clip:ViT-tiny): " in out and ", 3 samples" in out
+        assert "CLIP score (clip:ViT-tiny[b]): " in out and ", 3 samples" in out
         assert "1 of 3 prompts are longer than the 77 tokens" in out
     data = json.loads((tmp_path / "o.json").read_text())
     kept = json.loads((folder / "results" / "clip.json").read_text())
     assert {key: kept[key] for key in data} == data
     assert [sample["name"] for sample in data["samples"]] == [f"samples/{index:06d}.png" for index in range(3)]
-    assert data["model"].startswith("clip:ViT-tiny:") and set(data["values"]["clip"]) == {"value", "low", "high", "n"}
+    assert data["model"].startswith("clip:ViT-tiny[b]:") and set(data["values"]["clip"]) == {
+        "value",
+        "low",
+        "high",
+        "n",
+    }
+
+
+def test_nothing_is_lost_by_printing(monkeypatch, capsys, tmp_path):
+    folder = save_run(tmp_path / "run", crops(2, 0, side=40), "ab")
+
+    def broken(console: Console, *_: object, **__: object) -> None:
+        if not console.stderr:  # the bar's
+            raise RuntimeError("no terminal")
+
+    monkeypatch.setattr("rich.console.Console.print", broken)
+    code, _, _ = run(monkeypatch, capsys, folder, "--model", tiny_clip(tmp_path / "ViT-tiny"), "--workers", 0)
+    assert code == 2 and (folder / "results" / "clip.json").is_file()
 
 
 @pytest.mark.parametrize(

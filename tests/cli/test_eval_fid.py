@@ -8,8 +8,9 @@ import pytest
 from evaluation_sets import Coarse, crops, save, save_run
 
 from fastdit import cli
+from fastdit.evaluation import second_engine
 from fastdit.evaluation.adm import pack
-from fastdit.evaluation.distances import Statistics, frechet_distance, kid
+from fastdit.evaluation.distances import Statistics, frechet_distance, kid, kid_interval
 from fastdit.evaluation.features import inception_tf
 from fastdit.evaluation.features.base import EXTRACTORS, load_extractors
 from fastdit.evaluation.features.extract import extract
@@ -66,12 +67,17 @@ def test_a_run_against_a_folder(monkeypatch, capsys, sets):
     kept = json.loads((sets / "run" / "results" / "distances.coarse.json").read_text())
     assert {key: kept[key] for key in data} == data and kept["settings"]
     assert (data["n"], data["n_reference"], data["features"], data["engine"]) == (60, 70, "coarse", "fastdit")
+    assert (data["num"], data["frames"], data["n_videos"]) == (None, "middle", None)
     found = data["values"]
     assert found["FD(coarse)"]["value"] == pytest.approx(
         frechet_distance(Statistics.of(x, "c"), Statistics.of(y, "c")), rel=1e-6
     )
     one = found["KID(coarse)"]
     assert one["value"] == pytest.approx(kid(x, y)) and one["low"] < one["value"] < one["high"]
+    across = found["KID(coarse), across prompts"]
+    prompts = [index % 30 for index in range(60)]
+    assert across["value"] == kid_interval({"": x}, y, prompts).across.values[""]
+    assert "KID(coarse) counts pairs within a prompt too" in out and len(data["warnings"]) == 1
     assert found["KID(coarse), 100 subsets of 40"]["value"] == pytest.approx(kid(x, y, 40))
     assert 0 < found["precision"]["value"] <= 1 and 0 < found["recall"]["value"] <= 1
     assert (sets / "run" / "results" / "features.coarse.npz").is_file()
@@ -81,6 +87,74 @@ def test_inceptions_distance_alone_is_called_fid(monkeypatch, capsys, sets):
     code, out, err = run(monkeypatch, capsys, sets / "run", "--ref", sets / "ref", "--num", 50)
     assert code == 0, err
     assert "FID " in out and "KID " in out and "FD(" not in out and "50 samples" in out
+    assert "FID of 50 samples is no paper's" in out and "biased at every n: compare equal n only" in out
+
+
+def test_frames_of_videos_are_counted_and_belong_together(monkeypatch, capsys, tmp_path):
+    for name, seed in (("run", 1), ("ref", 2)):
+        save_run(tmp_path / name, np.stack(crops(42, seed, side=24)).reshape(14, 3, 24, 24, 3), "abcdefghijklmn", True)
+    code, out, err = run(
+        monkeypatch, capsys, tmp_path / "run", "--ref", tmp_path / "ref", "--features", "coarse", "--frames", "all",
+        "--num", 14, "--json", tmp_path / "out.json", "--save-ref-stats", tmp_path / "ref.npz",
+    )  # fmt: skip
+    assert code == 0, err
+    assert "42 frames of 14 videos, 42 of the reference" in out
+    assert "42 frames of 14 videos are not 42 independent samples" in out
+    data = json.loads((tmp_path / "out.json").read_text())
+    assert (data["num"], data["frames"], data["n"], data["n_videos"]) == (14, "all", 42, 14)
+    x, y = (extract(Samples.open(tmp_path / name), Coarse(), workers=0, frames="all").values for name in ("run", "ref"))
+    videos = np.repeat(np.arange(14), 3)
+    across = kid_interval({"": x}, y, videos, reference_groups=videos).across
+    assert data["values"]["KID(coarse), across videos"] == pytest.approx(across.interval("").to_dict())
+    assert Statistics.load(tmp_path / "ref.npz").groups.tolist() == videos.tolist()
+
+
+def test_samples_of_one_prompt_have_no_interval_and_say_so(monkeypatch, capsys, tmp_path):
+    save_run(tmp_path / "run", crops(6, 1, side=24), ["a cat"] * 6)
+    save(tmp_path / "ref", crops(6, 2, side=24))
+    code, out, err = run(
+        monkeypatch, capsys, tmp_path / "run", "--ref", tmp_path / "ref", "--features", "coarse", "--json",
+        tmp_path / "out.json",
+    )  # fmt: skip
+    assert code == 0, err
+    assert "all samples are of one prompt: KID(coarse) has no interval" in out
+    found = json.loads((tmp_path / "out.json").read_text())["values"]
+    assert found["KID(coarse)"]["low"] is None and "KID(coarse), across prompts" not in found
+
+
+def test_brackets_in_names_are_text_and_nothing_is_lost_by_printing(monkeypatch, capsys, sets):
+    ref = sets / "ref[" / "x]"  # a path that looks like a closing tag
+    ref.parent.mkdir()
+    (sets / "ref").rename(ref)
+    (ref / "003.png").write_bytes(b"no picture")
+    monkeypatch.setattr(Coarse, "title", "coarse[/b]")
+    options = ("--ref", ref, "--features", "coarse")
+    code, out, err = run(monkeypatch, capsys, sets / "run", *options)
+    assert code == 0, err
+    assert "ref[/x] could not be read" in out and "FD(coarse[/b])" in out
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("no terminal")
+
+    kept = sets / "run" / "results" / "distances.coarse.json"
+    kept.unlink()
+    monkeypatch.setattr("fastdit.cli.eval.fid.show", broken)
+    code, _, _ = run(monkeypatch, capsys, sets / "run", *options, "--json", sets / "out.json")
+    assert code == 2 and kept.is_file() and (sets / "out.json").is_file()
+
+
+def test_too_few_samples_are_refused_before_the_reference_is_read(monkeypatch, capsys, sets):
+    read = []
+    monkeypatch.setattr("fastdit.evaluation.distribution.open_reference", lambda *given, **_: read.append(given))
+    save(sets / "one", crops(1, 2, side=24))
+    for engine in ("fastdit", "torch-fidelity"):
+        options = ("--ref", sets / "ref", "--features", "coarse", "--engine", engine)
+        for arguments, message in (((sets / "run", "--num", 61), "--num 61:"), ((sets / "one",), "2 or more")):
+            code, _, err = run(monkeypatch, capsys, *arguments, *options)
+            assert code == 2 and message in err and err.count("\n") == 1 and not read, err
+    pictures = Samples.open(sets / "run")
+    with pytest.raises(ValueError, match="--num 61: .* holds 60 samples"):
+        second_engine.measure(pictures, pictures, Coarse(), num=61)
 
 
 def test_saved_statistics_serve_as_reference_and_as_bare_ones_only_for_fd(monkeypatch, capsys, sets):
@@ -97,7 +171,7 @@ def test_saved_statistics_serve_as_reference_and_as_bare_ones_only_for_fd(monkey
     np.savez(sets / "bare.npz", mu=s.mean, sigma=s.covariance, extractor="coarse")
     code, third, _ = run(monkeypatch, capsys, sets / "run", "--ref", sets / "bare.npz", *options)
     assert code == 0 and table[0] in [line.split() for line in third.splitlines()]
-    assert "60 samples, unknown n of the reference" in third
+    assert "60 samples, the reference: statistics of unknown n; features" in third
     assert "the reference holds statistics only: KID(coarse), precision and recall need its pictures" in third
 
 
@@ -110,8 +184,11 @@ def test_adms_reference_gives_fid_by_statistics_and_kid_by_pictures(monkeypatch,
     code, out, err = run(monkeypatch, capsys, sets / "run", "--ref", sets / "adm.npz", "--json", sets / "out.json")
     assert code == 0, err
     assert "taken for Inception's" in out and "ADM's, made with TensorFlow's resizing" in out
+    assert "60 samples, the reference: statistics of unknown n; 70 pictures for KID" in out
     x, y = values(sets)
-    found = json.loads((sets / "out.json").read_text())["values"]
+    data = json.loads((sets / "out.json").read_text())
+    assert (data["n_reference"], data["n_reference_pictures"]) == (None, 70)
+    found = data["values"]
     expected = frechet_distance(Statistics.of(x, "c"), Statistics(mean, covariance, None, "c"))
     assert found["FID"]["value"] == pytest.approx(expected) and found["KID"]["value"] == pytest.approx(kid(x, y))
     code, out, _ = run(monkeypatch, capsys, sets / "run", "--ref", sets / "adm.npz", "--features", "coarse")
@@ -141,7 +218,7 @@ def test_warnings_count_and_name(monkeypatch, capsys, sets):
     assert code == 0
     for text in (
         "1 of 70 samples of", "003.png",
-        "FD(coarse) of 5 samples in 48 dimensions is far too high, more so the fewer there are: read KID(coarse)",
+        "FD(coarse) of 5 samples in 48 dimensions is far too high; it is biased at every n: compare equal n only",
     ):  # fmt: skip
         assert text in out
     assert not (sets / "few" / "results").exists()  # no run: nothing is written there
@@ -149,9 +226,11 @@ def test_warnings_count_and_name(monkeypatch, capsys, sets):
 
 BAD = [
     (("none", "--ref", "ref"), "none does not exist"),
-    (("run", "--ref", "none"), "none does not exist"),
+    (("run", "--ref", "none"), "--ref none does not exist"),
+    (("run", "--ref", "nope.npz"), "--ref nope.npz does not exist"),
+    (("run", "--ref", "bent.npz", "--features", "coarse"), "--ref bent.npz: features (3,) must be (samples, 48)"),
     (("empty", "--ref", "ref"), "empty holds no samples"),
-    (("one", "--ref", "ref"), "1 of 1 samples can be used, a distribution needs 2 or more"),
+    (("one", "--ref", "ref"), "1 sample is not enough, a distribution needs 2 or more"),
     (("double", "--ref", "ref"), "two samples of one name"),
     (("run", "--ref", "ref", "--num", "99"), "--num 99:"),
     (("run", "--ref", "ref", "--features", "incepton"), "did you mean 'inception'?"),
@@ -170,7 +249,7 @@ BAD = [
         ("run", "--ref", "stats.npz", "--features", "coarse"),
         "features of other cannot be compared with those of coarse",
     ),
-    (("run", "--ref", "wide.npz", "--features", "coarse"), "have 64 dimensions, those of coarse 48"),
+    (("run", "--ref", "wide.npz", "--features", "coarse"), "have 64 dimensions where coarse has 48"),
     (("run", "--ref", "torn.npz", "--features", "coarse"), "torn.npz is no npz that can be read"),
     (("run", "--ref", "ref", "--device", "foo"), "--device foo: use auto"),
 ]
@@ -186,9 +265,10 @@ def test_bad_input_is_one_line_and_leaves_nothing(monkeypatch, capsys, tmp_path,
     (save(tmp_path / "double", crops(1, 2, side=24)) / "000.jpg").write_bytes(b"")
     np.savez("stats.npz", mu=np.zeros(48), sigma=np.eye(48), extractor="other")
     np.savez("wide.npz", mu=np.zeros(64), sigma=np.eye(64), extractor="coarse")
+    np.savez("bent.npz", mu=np.zeros(48), sigma=np.eye(48), extractor="coarse", features=np.zeros(3))
     (tmp_path / "torn.npz").write_bytes((tmp_path / "wide.npz").read_bytes()[:400])
     before = sorted(tmp_path.rglob("*"))
     code, _, err = run(monkeypatch, capsys, *arguments, "--workers", 0)
-    lines = [line for line in err.strip().split("\n") if line.startswith("fastdit: ")]
-    assert code == 2 and len(lines) == 1 and message in lines[0], err
+    lines = err.strip().split("\n")  # and no empty bar before it
+    assert code == 2 and len(lines) == 1 and lines[0].startswith("fastdit: ") and message in lines[0], err
     assert [path for path in sorted(tmp_path.rglob("*")) if path not in before and path.name != "results"] == []

@@ -83,6 +83,26 @@ def test_encoded_videos_are_compared_with_a_warning(monkeypatch, capsys, tmp_pat
     assert "warning: 3 of 3 samples of" in out and "fidelity after encoding" in out
 
 
+def test_brackets_in_names_are_text_and_nothing_is_lost_by_printing(monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("COLUMNS", "150")
+    dense = write_folder(tmp_path / "dense", suffix=".npy", length=2)
+    (tmp_path / "fast[").mkdir()
+    fast = write_folder(tmp_path / "fast[" / "x]", suffix=".mp4", length=2)
+    for folder, suffix in ((dense, ".npy"), (fast, ".mp4")):
+        (folder / f"1{suffix}").rename(folder / f"[b]1{suffix}")
+    code, out, err = run(monkeypatch, capsys, dense, fast, "--per-sample")
+    assert code == 0, err
+    assert "[b]1" in out and "fast[/x]" in out
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("no terminal")
+
+    write_run(tmp_path / "run", 10)
+    monkeypatch.setattr("fastdit.cli.eval.fidelity.show", broken)
+    code, _, _ = run(monkeypatch, capsys, tmp_path / "run", tmp_path / "run", "--json", tmp_path / "out.json")
+    assert code == 2 and (tmp_path / "out.json").is_file() and (tmp_path / "run/results/fidelity.json").is_file()
+
+
 def test_two_files_are_one_sample(monkeypatch, capsys, tmp_path):
     dense, fast = write_folder(tmp_path / "a"), write_folder(tmp_path / "b", 10)
     code, out, err = run(monkeypatch, capsys, dense / "1.png", fast / "1.png")

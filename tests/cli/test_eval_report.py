@@ -8,6 +8,7 @@ from report_runs import MERGING, write_runs
 
 from fastdit import cli
 from fastdit.cli.eval import report
+from fastdit.evaluation.samples import Samples, keep_result
 
 
 def run(monkeypatch, capsys, *arguments) -> tuple[int, str, str]:
@@ -36,6 +37,15 @@ def test_it_writes_the_report_and_prints_its_figures(monkeypatch, capsys, tmp_pa
     assert data["rows"][1]["method"] == "token_merging:density=0.5,scope=block"
     assert data["command"] == f"fastdit eval report {folder.name} --title Tiny --strips 2 --out=report"
     assert str(tmp_path) not in (out / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_console_tells_another_n(monkeypatch, capsys, tmp_path):
+    keep_result(Samples.open(write_runs(tmp_path / "runs") / "mild"), "clip", {
+        "metric": "clip", "n": 5, "values": {"clip": {"value": 20.0, "low": 19.0, "high": 21.0, "n": 5}},
+    })  # fmt: skip
+    code, printed, err = run(monkeypatch, capsys, tmp_path / "runs", "--strips", 0, "-o", tmp_path / "out")
+    assert code == 0, err
+    assert "n = 8 where no other n" in " ".join(printed.split()) and "n 5" in printed
 
 
 def test_kernel_distance_with_a_network_that_works_offline(monkeypatch, capsys, tmp_path, folder):

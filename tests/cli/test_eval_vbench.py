@@ -3,6 +3,7 @@
 import inspect
 import json
 import os
+import shutil
 from pathlib import Path
 
 import diffusers
@@ -104,7 +105,13 @@ def test_score_without_vbench_tells_by_its_exit_code(videos, suite):
     only = run(
         "score", "--videos", videos, "--prompts", suite, "--dims", "temporal_flickering", "--out", videos / "other"
     )
-    assert only.exit_code == 0 and (videos / "other" / "vbench.json").is_file()
+    assert only.exit_code == 1 and (videos / "other" / "vbench.json").is_file(), "4 of 10 videos are missing"
+    assert "\N{DOUBLE DAGGER} videos that VBench wants are missing or damaged" in only.output
+    for path in sorted((videos / "videos").glob("*-0.mp4")):
+        for index in range(1, 5):
+            shutil.copy(path, path.with_name(f"{path.stem[:-2]}-{index}.mp4"))
+    whole = run("score", "--videos", videos, "--prompts", suite, "--dims", "temporal_flickering")
+    assert whole.exit_code == 0 and "10 of 10" in whole.output and "missing" not in whole.output
 
 
 @posix
@@ -145,6 +152,13 @@ def test_aggregate_of_all_dimensions(tmp_path):
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert figures[str(whole)]["sums"]["total"]["low"] is None
     total = figures[str(half)]["sums"]["total"]
+    assert "\N{DOUBLE DAGGER}" not in result.output
+    (half / "results" / "vbench.json").write_text(json.dumps({**told, "partial": {"scene": "3 of 430"}}))
+    result = run("aggregate", half, "-o", tmp_path / "figures.json")
+    marked = [line for line in result.output.splitlines() if "\N{DOUBLE DAGGER}" in line]
+    assert [line.split()[1] for line in marked[:3]] == ["scene", "Semantic", "Total"] and len(marked) == 4
+    assert "scene 3 of 430" in result.output
+    assert json.loads((tmp_path / "figures.json").read_text())[str(half)]["partial"] == {"scene": "3 of 430"}
     assert total["low"] < total["value"] < total["high"] and total["value"] == pytest.approx(0.5)
 
 

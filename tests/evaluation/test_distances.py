@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastdit.evaluation.distances import Statistics, frechet_distance, kid, kid_interval, moments
+from fastdit.evaluation.intervals import Interval
 
 
 def features(n: int, dimension: int = 12, seed: int = 0, shift: float = 0.0) -> np.ndarray:
@@ -110,7 +111,7 @@ def test_statistics_that_cannot_be_compared_or_read(tmp_path):
     a = of(5, 3)
     with pytest.raises(ValueError, match="features of other cannot be compared with those of test"):
         frechet_distance(a, Statistics.of(a.features, "other"))
-    with pytest.raises(ValueError, match="features of test have 4 dimensions, those of test 3"):
+    with pytest.raises(ValueError, match="statistics \\(of test\\) have 4 dimensions where test has 3"):
         frechet_distance(a, of(5, 4))
     with pytest.raises(ValueError, match="at least 2 samples, got 1"):
         of(1)
@@ -121,6 +122,21 @@ def test_statistics_that_cannot_be_compared_or_read(tmp_path):
         "samples": ("mu and sigma missing", {"arr_0": np.zeros(3)}),
         "shapes": (r"mu \(3,\) and sigma \(2, 2\) must be", {"mu": np.zeros(3), "sigma": np.eye(2)}),
         "nan": ("not finite", {"mu": np.full(2, np.nan), "sigma": np.eye(2)}),
+        "n": ("n must be one number", {"mu": np.zeros(2), "sigma": np.eye(2), "n": np.arange(2)}),
+        "names": ("mu must hold numbers", {"mu": np.array(["a", "b"]), "sigma": np.eye(2)}),
+        **{
+            name: (message, {"mu": np.zeros(2), "sigma": np.eye(2), "features": features})
+            for name, message, features in (
+                ("flat", r"features \(6,\) must be \(samples, 2\).*make the file anew", np.zeros(6)),
+                ("wide", r"features \(6, 3\) must be \(samples, 2\)", np.zeros((6, 3))),
+                ("infinite", "features that are not finite: make the file anew", np.full((6, 2), np.inf)),
+                ("words", "features must hold numbers, not <U1", np.full((6, 2), "a")),
+            )
+        },
+        "torn groups": (
+            r"groups \(3,\) must number each row",
+            {"mu": np.zeros(2), "sigma": np.eye(2), "features": np.zeros((6, 2)), "groups": np.arange(3)},
+        ),
         "pickle": ("no npz of statistics", {"mu": np.array([None]), "sigma": np.eye(1)}),
     }
     for name, (message, data) in bad.items():
@@ -195,6 +211,86 @@ def test_kid_interval_is_not_biased_by_repeats_and_pairs_the_sets():
     grouped = kid_interval({"dense": np.repeat(x, 2, 0)}, reference, groups=np.repeat(np.arange(40), 2).tolist())
     alone = kid_interval({"dense": np.repeat(x, 2, 0)}, reference)
     assert np.std(grouped.drawn["dense"]) > 1.2 * np.std(alone.drawn["dense"])
+
+
+def in_groups(count: int, size: int, seed: int, shift: float = 0.0) -> tuple[np.ndarray, list[int]]:
+    """Samples of `count` prompts, `size` of each: half of the variance is the prompt's."""
+    rng = np.random.default_rng(seed)
+    prompts = rng.standard_normal((count, 1, 24)) + shift
+    rows = (prompts + rng.standard_normal((count, size, 24))) / np.sqrt(2)
+    return rows.reshape(-1, 24).astype(np.float32), np.repeat(np.arange(count), size).tolist()
+
+
+def test_a_group_drawn_twice_brings_its_own_pairs_twice(monkeypatch):
+    (x, groups), y = in_groups(3, 2, 0), features(6, 24, 1)
+    times = np.array([[1, 1, 1], [2, 0, 1], [0, 0, 3]])
+    monkeypatch.setattr("fastdit.evaluation.distances.draws_of", lambda *_: times.repeat(2, 1))
+    found = kid_interval({"a": x}, y, groups)
+    kernel, cross = ((x.astype(np.float64) @ other.T / 24 + 1) ** 3 for other in (x, y))
+    own = np.mean([((y[i].astype(np.float64) @ y[j]) / 24 + 1) ** 3 for i, j in permutations(range(6), 2)])
+    for number, drawn in enumerate(times):
+        copies = [(group, copy) for group in range(3) for copy in range(drawn[group])]
+        rows = [(2 * group + i, (group, copy)) for group, copy in copies for i in range(2)]
+        pairs = [(a, b) for a, b in permutations(rows, 2) if a[1] == b[1] or a[1][0] != b[1][0]]
+        rest = own - 2 * cross[[row for row, _ in rows]].mean()
+        expected = np.mean([kernel[a[0], b[0]] for a, b in pairs]) + rest
+        assert found.drawn["a"][number] == pytest.approx(expected)
+        pairs = [(a, b) for a, b in pairs if a[1] != b[1]]
+        expected = np.mean([kernel[a[0], b[0]] for a, b in pairs]) + rest if pairs else np.nan
+        assert found.across.drawn["a"][number] == pytest.approx(expected, nan_ok=True)
+    assert found.values["a"] == pytest.approx(kid(x, y)), "the value is the one that others publish"
+    monkeypatch.setattr("fastdit.evaluation.distances.CELLS", 5)
+    again = kid_interval({"a": x}, y, groups)
+    np.testing.assert_allclose(again.drawn["a"], found.drawn["a"])
+    np.testing.assert_allclose(again.across.drawn["a"], found.across.drawn["a"])
+
+
+def test_kid_of_several_samples_a_prompt_lies_in_its_interval_and_across_is_unbiased():
+    reference, everyone = (in_groups(2000, 1, seed, shift)[0] for seed, shift in ((999, 0), (998, 0.2)))
+    true, trials = kid(everyone, reference[:500]), 40
+    found = []
+    for seed in range(trials):
+        x, groups = in_groups(40, 5, seed, 0.2)
+        drawn = kid_interval({"a": x}, reference[:500], groups, draws=200)
+        found.append((drawn.interval("a"), drawn.across.interval("a")))
+    assert all(one.low < one.value < one.high for both in found for one in both)
+    mean, across = (np.mean([one.value for one in kind]) for kind in zip(*found))
+    error = np.std([one.value for _, one in found]) / np.sqrt(trials)
+    assert abs(across - true) < 3 * error < mean - true, "pairs within a prompt pull the plain value up"
+    for kind, middle in zip(zip(*found), (mean, true)):
+        assert np.mean([one.low <= middle <= one.high for one in kind]) >= 0.9
+
+
+def test_kid_without_an_interval_or_pairs_across():
+    x, reference = features(10), features(20, seed=1)
+    alone = kid_interval({"a": x, "b": x + 1}, reference, ["one prompt"] * 10)
+    assert alone.interval("a") == Interval(kid(x, reference), None, None, 10) and alone.across is None
+    assert alone.difference("b", "a").low is None
+    assert kid_interval({"a": x}, reference, range(10)).across is None
+    few = kid_interval({"a": x[:3]}, reference)  # one draw of nine is a sample alone, which has no pairs
+    assert 0 < np.isnan(few.drawn["a"]).mean() < 0.5 and few.interval("a").low is None
+    two = kid_interval({"a": x}, reference, [0, 1] * 5)
+    assert two.interval("a").low is not None and two.across.interval("a").low is None
+
+
+def test_kid_across_leaves_pairs_within_a_group_out_of_the_reference_too():
+    x, (reference, groups) = features(9, 24), in_groups(4, 3, 1)
+    found = kid_interval({"a": x}, reference, reference_groups=groups)
+    kernel = (reference.astype(np.float64) @ reference.T / 24 + 1) ** 3
+    pairs = list(permutations(range(12), 2))
+    inside = [kernel[i, j] for i, j in pairs if groups[i] == groups[j]]
+    every, apart = (
+        np.mean([kernel[i, j] for i, j in of]) for of in (pairs, [p for p in pairs if p[0] // 3 != p[1] // 3])
+    )
+    assert len(inside) == 24 and found.values["a"] == pytest.approx(kid(x, reference))
+    assert found.across.values["a"] == pytest.approx(found.values["a"] - every + apart)
+
+
+def test_groups_are_kept_with_the_features(tmp_path):
+    x, groups = in_groups(4, 3, 1)
+    a = Statistics.of(x, "test", [f"video {group}" for group in groups])
+    assert Statistics.load(a.save(tmp_path / "a.npz")).groups.tolist() == groups
+    assert Statistics.of(x, "test", range(12)).groups is None
 
 
 def test_kid_of_bad_input():

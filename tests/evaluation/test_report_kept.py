@@ -3,9 +3,12 @@
 import pytest
 from report_runs import write_runs
 
+from fastdit.evaluation.report.files import figures
 from fastdit.evaluation.report.kept import kept_results
+from fastdit.evaluation.report.page import render
 from fastdit.evaluation.report.rows import gather
 from fastdit.evaluation.report.runs import find_runs
+from fastdit.evaluation.report.table import Report
 from fastdit.evaluation.samples import Samples, keep_result
 from fastdit.evaluation.vbench.dimensions import DIMENSIONS
 
@@ -58,6 +61,58 @@ def test_distances_keep_their_names(folder):
     }  # fmt: skip
     assert any("99 reference samples" in note for note in found.notes)
     assert not kept_results(find_runs([folder]), with_distances=False).columns, "a report with --ref has its own"
+
+
+@pytest.mark.parametrize(
+    ("mild", "told"),
+    [
+        ({"n": 5, "values": {"FID": interval(3, 5)}}, "n is not the same for all runs: 5, 8"),
+        ({"values": {"FID": interval(3, 5)}}, "n of FID is not the same for all runs: 5, 8"),
+        ({"num": 8}, "num is not the same for all runs: 8, None"),
+        ({"frames": "all"}, "frames is not the same for all runs: all, middle"),
+        ({}, None),
+    ],
+)
+def test_distances_over_different_samples_are_left_out(folder, mild, told):
+    data = {"num": None, "frames": "middle", "values": {"FID": interval(3)}}
+    keep(folder, "distances.inception", dense=data, mild=data | mild, strong={"values": {"FID": interval(3)}})
+    found = kept_results(find_runs([folder]))
+    assert [text for text in found.warnings if "left out" in text] == (
+        [f"distances.inception is left out, as {told}"] if told else []
+    )
+    assert bool(found.columns) == (told is None), "a result that does not tell num and frames is compared by n alone"
+
+
+def test_another_n_is_printed_beside_its_figure(folder):
+    assert gather([folder]).report.n_text == "n = 8"
+    few = {"n": 5, "values": {"KID(lite)": interval(0, 5)}}
+    keep(folder, "distances.lite", dense=few, mild=few)
+    keep(folder, "clip", dense={"values": {"clip": interval(20)}})
+    gathered = gather([folder])
+    report = gathered.report
+    kernel = next(column for column in report.columns if column.key == "kid")
+    assert [row.over(kernel) for row in report.rows] == ["n 5", "n 5", ""]
+    assert {row.over(column) for row in report.rows for column in report.columns if column is not kernel} == {""}
+    assert "(\N{MINUS SIGN}100 to 100), n 5 |" in report.to_markdown() and Report.from_json(report.to_json()) == report
+    assert "same n" not in report.notes[0] and "says its own n" in report.notes[0]
+    assert report.n_text == "n = 8 where no other n is given" and report.n_text in report.to_markdown()
+    html = render(report, [], [], "")
+    assert "\N{MINUS SIGN}100 to 100, n 5<" in html and report.n_text in html and "; n where it is not 8" in html
+    titles = {key: figure.axes[0].get_title("left") for key, (_, figure) in figures(report).items()}
+    assert titles == {"psnr": "n = 8, 95 % intervals", "kid": "n = 5, 95 % intervals"}
+
+
+def test_vbench_over_missing_videos_is_marked(folder):
+    full = {"values": {name: interval(0.9) for name in DIMENSIONS}, "samples": []}
+    keep(folder, "vbench", dense=full, mild=full | {"partial": {"scene": "3 of 430"}})
+    report = gather([folder]).report
+    assert [row.partial for row in report.rows] == [[], ["vbench.scene", "vbench.semantic", "vbench.total"], []]
+    table = "\n".join(report.tables())
+    assert table.count("\N{DOUBLE DAGGER}") == 3 and len(report.footnotes) == 1
+    for text in (report.to_markdown(), render(report, [], [], "")):
+        assert "\N{DOUBLE DAGGER} videos that VBench wants are missing or damaged" in text
+    points = figures(report)["vbench.total"][1].axes[0].texts
+    assert "mild\N{DOUBLE DAGGER}" in [text.get_text() for text in points]
 
 
 def test_vbench_with_its_sums_only_where_they_are_whole(folder):

@@ -36,8 +36,25 @@ def test_pairs_move_together_in_the_bootstrap():
 def test_cold_batches_stay_where_fewer_than_three_are_warm():
     found = speed(records([9, 2, 4.0]), records([6, 1, 2.0]))
     assert found.speedup.value == 4 / 2 and found.speedup.n == 3, "medians of all three"
-    assert len(found.warnings) == 1 and "warming up" in found.warnings[0]
+    assert [text.partition(" warming up")[0] for text in found.warnings] == ["its seconds hold", "its speed-up holds"]
     assert speed(None, records([9, 2, 4, 6.0])).seconds.value == 4, "three warm ones are enough"
+
+
+def test_warming_up_is_told_of_the_batches_behind_each_figure():
+    few = records([9, 2, 4.0])
+    whole = speed(few, records([6, 1, 2, 2, 2.0]))
+    assert whole.speedup.n == 3 and whole.seconds.n == 4, "three pairs, one of them cold, and four warm batches"
+    assert whole.warnings == ("its speed-up holds warming up, as fewer than 3 pairs of batches are warm",)
+    # the dense run was warming up when this one was not: each has three warm batches, their pairs two
+    crossed = speed(records([9, 2, 2, 2.0]), records([1, 1, 1, 5.0], cold=0)[:6] + records([5.0], first=3, cold=4))
+    assert [text[:12] for text in crossed.warnings] == ["its speed-up"] and crossed.seconds.n == 3
+    apart = speed(few, records([6, 1, 2, 2.0], session="t"))
+    assert apart.in_turns is False and apart.warnings[1].startswith(
+        "its speed-up holds warming up of the dense run, as"
+    )
+    both = speed(few, records([6, 1, 2.0], session="t"))
+    assert both.warnings[0].startswith("its seconds") and "of the dense run and this one, as" in both.warnings[2]
+    assert not speed(records([9, 2, 4, 4.0]), records([9, 2, 4, 4.0])).warnings
 
 
 @pytest.mark.parametrize("other", [{"session": "t"}, {"rank": 1}, {"session": ""}])

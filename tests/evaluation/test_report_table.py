@@ -1,12 +1,14 @@
 """The report as data: figures equal those of the functions behind them, digits, JSON and back, Markdown."""
 
 import dataclasses
+import itertools
 import json
 import os
 
 import numpy as np
 import pytest
 import torch
+from markdown_it import MarkdownIt
 from report_runs import ITEMS, MERGING, run_of, write_runs
 
 from fastdit.evaluation import frames
@@ -20,6 +22,7 @@ from fastdit.evaluation.report import columns as c
 from fastdit.evaluation.report.rows import Reference, gather
 from fastdit.evaluation.report.table import Report
 from fastdit.evaluation.samples import Samples, keep_result
+from fastdit.evaluation.vbench.dimensions import DIMENSIONS
 
 
 def small(picture):
@@ -117,13 +120,39 @@ def test_json_and_back(found):
 
 def test_markdown_shows_every_figure_with_its_interval(found):
     text = found.report.to_markdown({"a caption": "plot.png"})
-    table = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")]
-    assert {len(line) for line in table} == {3 + len(found.report.columns)}
     for row in found.report.rows:
         for value, interval in (row.text(column) for column in found.report.columns):
             assert f"{value} ({interval})" in text if interval else f"| {value} |" in text
-    assert "| dense | `dense` | 8 |" in text and "`token_merging:density=0.5,scope=block`" in text
+    assert "\nn = 8 \N{MIDDLE DOT} " in text and "- **mild**: `token_merging:density=0.5,scope=block`\n" in text
     assert "![a caption](plot.png)" in text and "fastdit eval report runs" in text and "- processor: a CPU" in text
+
+
+def parsed(text):
+    """The tables of a Markdown text as GitHub reads them: rows of plain texts."""
+    tokens = MarkdownIt("commonmark").enable("table").parse(text)
+    found = []
+    for token, inner in itertools.pairwise(tokens):
+        if token.type == "table_open":
+            found.append([])
+        elif token.type == "tr_open":
+            found[-1].append([])
+        elif token.type in ("th_open", "td_open"):
+            assert {child.type for child in inner.children} <= {"text", "text_special"}, inner.content
+            found[-1][-1].append("".join(child.content for child in inner.children))
+    return found
+
+
+def test_markdown_tables_are_narrow_and_read_as_they_were_meant(found):
+    names = ["dense", "a_b | <b>c</b>", "__init__ *x* [y](z) `w` a\\b"]
+    rows = [dataclasses.replace(row, name=name) for row, name in zip(found.report.rows, names, strict=True)]
+    columns = [*found.report.columns, c.other_column("reward", "reward_a|b"), *map(c.vbench_column, DIMENSIONS)]
+    report = dataclasses.replace(found.report, rows=rows, columns=columns)
+    tables = parsed(report.to_markdown())
+    assert [[row[0] for row in table] for table in tables] == [["Run", *names]] * len(tables)
+    heads = [head for table in tables for head in table[0][1:]]
+    assert heads == [f"{column.heading} {column.arrow}".strip() for column in columns]
+    assert max(len(row) for table in tables for row in table) <= 9 and "| a_b \\|" in report.to_markdown()
+    assert [len(table[0]) - 1 for table in tables] == [7, 4, 8, 8], "speed and fidelity; distances and reward; VBench"
 
 
 def test_a_run_alone_and_runs_without_reference_make_a_table(folder):
@@ -153,8 +182,9 @@ def test_what_a_reader_must_know_is_counted_in_warnings(folder, tmp_path):
         assert [text for text in report.warnings if text.startswith(part)], (part, report.warnings)
     assert not [text for text in report.warnings if str(tmp_path) in text]
     row = report.rows[1]
-    assert row.in_turns is False and row.text(c.SPEEDUP)[0].endswith("\N{DAGGER}") and report.untimed
-    assert row.values["psnr"].n == 7
+    assert row.in_turns is False and row.text(c.SPEEDUP)[0].endswith("\N{DAGGER}") and report.footnotes
+    assert row.values["psnr"].n == 7 and row.over(c.PSNR) == "n 7" and not row.over(c.SPEEDUP)
+    assert "same n" not in report.notes[0]
     assert "\N{DAGGER} not timed in turns" in report.to_markdown()
 
 

@@ -80,7 +80,9 @@ def test_without_vbench_native_dimensions_run_and_the_rest_is_listed(run, suite,
 def test_a_damaged_video_is_left_out_and_counted(run, suite):
     names = sorted((run / "videos").glob("a lamp*"))
     names[0].write_bytes(names[0].read_bytes()[:700])
-    score = scoring(run, suite).score(["temporal_flickering"]).scores["temporal_flickering"]
+    outcome = scoring(run, suite).score(["temporal_flickering"])
+    score = outcome.scores["temporal_flickering"]
+    assert outcome.partial == {"temporal_flickering": "7 of 10"} == result(run)["partial"], "six missing, one damaged"
     assert score.n == 3 and "1 of 4 videos were left out" in score.notes[0] and names[0].name in score.notes[0]
     for path in (run / "videos").glob("a *"):
         path.write_bytes(b"x")
@@ -117,6 +119,7 @@ def test_one_that_fails_loses_no_other(run, suite, engine, monkeypatch):
     assert frames_mean.low is None and frames_mean.value == pytest.approx(0.535)
     assert "the mean over videos is 0.525000" in frames_mean.notes[0]
     assert outcome.scores["appearance_style"].n == 1
+    assert outcome.partial["appearance_style"] == "3 of 5", "what vbench leaves out by its own rules is not missing"
     assert outcome.scores["appearance_style"].notes[0].startswith("vbench judged 1 of 2 videos")
     log = (run / "results" / "vbench" / "scene.log").read_text()
     assert "Traceback" in log and "/our/own/packages" not in log

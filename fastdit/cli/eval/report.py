@@ -200,9 +200,12 @@ def show(report: Any) -> None:
     each = max(1, (console.width - 30) // 18)  # runs side by side, so that no figure is cut
     for start in range(0, len(report.rows), each):
         rows = report.rows[start : start + each]
-        table = Table("", *(escape(row.name) for row in rows), title=escape(f"{report.title}, n = {report.n}"))
+        table = Table("", *(escape(row.name) for row in rows), title=escape(f"{report.title}, {report.n_text}"))
         for column in report.columns:
-            table.add_row(escape(column.heading), *("\n".join(filter(None, row.text(column))) for row in rows))
+            cells = ["\n".join(filter(None, (*row.text(column), row.over(column)))) for row in rows]
+            table.add_row(escape(column.heading), *cells)
         console.print(table)
+    for text in report.footnotes:
+        console.print(escape(text), highlight=False)
     for text in report.warnings:
         console.print("[yellow]warning:[/]", escape(text), highlight=False)

@@ -29,6 +29,8 @@ ExtendedOption = Annotated[
     typer.Option("--extended", help="longer texts to generate from, one a line in the suite's order; names stay short"),
 ]
 
+MARK, NOT_WHOLE = "\N{DOUBLE DAGGER}", "videos that VBench wants are missing or damaged"
+
 
 @app.command()
 def prompts(
@@ -134,7 +136,10 @@ def score(
     again: Annotated[bool, typer.Option("--again", help="score anew what has been scored already")] = False,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="folder of results (default: VIDEOS/results)")] = None,
 ) -> None:
-    """Score videos: by vbench with --python, else natively what needs no weights. Exit code 1: not all scored."""
+    """Score videos: by vbench with --python, else natively what needs no weights.
+
+    Exit code 1: not every dimension was scored, or videos that VBench wants are missing or damaged.
+    """
     from fastdit.evaluation.vbench.scoring import Scoring
 
     suite, engine = _suite(source, python, None)
@@ -146,7 +151,7 @@ def score(
     _print_scores(outcome)
     _warn(outcome.to_dict()["warnings"])
     typer.echo(str(scoring.out / "vbench.json"))
-    if not outcome.complete:
+    if not outcome.complete or any(name in outcome.partial for name in _dimensions(dims, suite)):
         raise typer.Exit(1)
 
 
@@ -158,7 +163,10 @@ def aggregate(
     ],
     out: Annotated[Path | None, typer.Option("-o", "--out", help="also write the figures as JSON")] = None,
 ) -> None:
-    """Normalise and weight as VBench does. Exit code 1: no Total, as dimensions are missing."""
+    """Normalise and weight as VBench does; a figure for which videos are missing is marked.
+
+    Exit code 1: no Total, as dimensions are missing.
+    """
     from fastdit.core.files import write_json
     from fastdit.evaluation.vbench.aggregate import SUMS, load
 
@@ -174,6 +182,7 @@ def aggregate(
             "normalised": {each: scores.normalised(each) for each in scores.values},
             "sums": {what: interval.to_dict() for what, interval in sums[name].items()},
             "missing": scores.missing(),
+            "partial": dict(scores.partial),
         }
         for name, scores in loaded.items()
     }
@@ -226,9 +235,12 @@ def _print_scores(outcome: Any) -> None:
 
     table = Table("dimension", "score (95 % interval)", "videos", "by")
     for name, score in outcome.ordered().items():
-        table.add_row(name, score.interval.text(4), f"{score.n} of {score.wanted}", score.engine)
+        mark = MARK if name in outcome.partial else ""
+        table.add_row(name, score.interval.text(4) + mark, f"{score.n} of {score.wanted}", score.engine)
     if outcome.scores:
         Console().print(table)
+    if outcome.partial:
+        typer.echo(f"{MARK} {NOT_WHOLE}")
     for name, reason in outcome.failed.items():
         typer.echo(f"{name} failed: {reason}")
     reasons: dict[str, list[str]] = {}
@@ -251,20 +263,31 @@ def _print_sums(loaded: dict[str, Any], sums: dict[str, Any]) -> None:
     table = Table("dimension", "weight", *loaded, title="VBench, percent (in brackets normalised)")
     for name, row in DIMENSIONS.items():
         cells = [
-            f"{percent(scores.values[name])} ({percent(scores.normalised(name))})" if name in scores.values else "-"
+            f"{percent(scores.values[name])} ({percent(scores.normalised(name))}){_mark(scores, name)}"
+            if name in scores.values
+            else "-"
             for scores in loaded.values()
         ]
         table.add_row(name, f"{row.weight:g}", *cells)
     table.add_section()
     for what, weight in (("quality", "4"), ("semantic", "1"), ("total", "")):
-        shown = [sums[name].get(what) for name in loaded]
-        table.add_row(what.capitalize(), weight, *(_with_interval(each) for each in shown))
+        shown = [
+            _with_interval(sums[name][what]) + _mark(scores, what) if what in sums[name] else "-"
+            for name, scores in loaded.items()
+        ]
+        table.add_row(what.capitalize(), weight, *shown)
     Console().print(table)
+    for name, scores in loaded.items():
+        if scores.partial:
+            listed = ", ".join(f"{each} {count}" for each, count in scores.partial.items())
+            typer.echo(f"{MARK} {NOT_WHOLE}; {name}: {listed}")
+
+
+def _mark(scores: Any, name: str) -> str:
+    return MARK if scores.is_partial(name) else ""
 
 
 def _with_interval(interval: Any) -> str:
-    if interval is None:
-        return "-"
     if interval.low is None:
         return f"{100 * interval.value:.2f}"
     return f"{100 * interval.value:.2f} ({100 * interval.low:.2f} to {100 * interval.high:.2f})"

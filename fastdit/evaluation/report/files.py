@@ -1,5 +1,6 @@
 """Writing a report: report.html, report.md, report.json, and the plots as PNG beside them."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from fastdit.core.files import write_whole
@@ -9,7 +10,7 @@ from fastdit.evaluation.report.columns import MACS_RATIO, SPEEDUP, Column
 from fastdit.evaluation.report.page import render
 from fastdit.evaluation.report.rows import Gathered
 from fastdit.evaluation.report.strips import RULE, RULE_WITHOUT_DENSE, strips
-from fastdit.evaluation.report.table import DAGGER, Report
+from fastdit.evaluation.report.table import DAGGER, PARTIAL, Report, Row
 
 PLOTTED = ("psnr", "kid", "fd", "vbench.total")
 
@@ -54,18 +55,27 @@ def figures(report: Report) -> dict[str, tuple[str, plots.Figure]]:
             continue
         points = _points(report, x, known[key])
         if len(points) >= 2:
-            drawn[key] = (_caption(x, known[key]), plots.draw(points, x, known[key], f"n = {report.n}, 95 % intervals"))
+            drawn[key] = (_caption(x, known[key]), plots.draw(points, x, known[key], _note(points)))
     return drawn
 
 
 def _points(report: Report, x: Column, y: Column) -> list[plots.Point]:
     return [
-        plots.Point(
-            row.name + (DAGGER if row.in_turns is False else ""), row.values[x.key], row.values[y.key], row.dense
-        )
+        plots.Point(_marked(row, y), row.values[x.key], row.values[y.key], row.dense)
         for row in report.rows
         if x.key in row.values and y.key in row.values
     ]
+
+
+def _marked(row: Row, y: Column) -> str:
+    """A run's name with the marks that its figures carry in the table."""
+    return row.name + (DAGGER if row.in_turns is False else "") + (PARTIAL if y.key in row.partial else "")
+
+
+def _note(points: Sequence[plots.Point]) -> str:
+    """The n of what is drawn, which need not be the report's."""
+    counts = sorted({point.y.n for point in points})
+    return f"n = {counts[0]}{f' to {counts[-1]}' if len(counts) > 1 else ''}, 95 % intervals"
 
 
 def _caption(x: Column, y: Column) -> str:

@@ -53,10 +53,21 @@ def _read(found: Figures, run: Run, name: str) -> tuple[dict[str, Any], dict[str
 
 
 def _agree(found: Figures, metric: str, known: Known) -> bool:
-    """Whether the runs were measured alike: with one checkpoint, against one reference."""
-    for what in ("model", "features", "against", "n_reference", "vbench"):
-        if len(told := {str(data.get(what)) for _, data, _ in known}) > 1:
-            shown = without_paths(", ".join(sorted(told)))
+    """Whether the runs were measured alike: with one checkpoint, against one reference, distances over one n."""
+    told = {
+        what: [data.get(what) for _, data, _ in known]
+        for what in ("model", "features", "against", "n_reference", "vbench")
+    }
+    if metric.startswith("distances."):
+        # results of earlier versions do not tell these two, but do tell n
+        told |= {what: [data[what] for _, data, _ in known if what in data] for what in ("num", "frames")}
+        # a Frechet distance falls with n, by more than what methods change
+        told["n"] = [data["n"] for _, data, _ in known]
+        for title in dict.fromkeys(title for *_, figures in known for title in figures):
+            told[f"n of {title}"] = [figures[title].n for *_, figures in known if title in figures]
+    for what, values in told.items():
+        if len(texts := {str(value) for value in values}) > 1:
+            shown = without_paths(", ".join(sorted(texts)))
             found.warnings.append(f"{metric} is left out, as {what} is not the same for all runs: {shown}")
             return False
     return True
@@ -71,6 +82,8 @@ def _put_vbench(found: Figures, metric: str, known: Known) -> None:
         for name in aggregate.SUMS:
             if not scores.missing(name):
                 found.put(run.name, c.vbench_column(name), scores.interval(name))
+        partial = [f"vbench.{name}" for name in (*scores.values, *aggregate.SUMS) if scores.is_partial(name)]
+        found.partial[run.name] = [key for key in partial if key in found.values[run.name]]
 
 
 def _put_clip(found: Figures, metric: str, known: Known) -> None:

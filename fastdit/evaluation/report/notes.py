@@ -8,16 +8,20 @@ from fastdit.evaluation.report.runs import Run
 from fastdit.evaluation.report.speed import WARM, batches
 
 
-def notes(runs: Sequence[Run], base: Run | None, more: Sequence[str]) -> list[str]:
-    """Paragraphs that a reader needs to judge the table."""
-    return [_samples(runs, base), _intervals(runs), *_timing(runs, base), *more]
+def notes(runs: Sequence[Run], base: Run | None, more: Sequence[str], same_n: bool) -> list[str]:
+    """Paragraphs that a reader needs to judge the table; `same_n`: all quality is over the runs' common samples."""
+    return [_samples(runs, base, same_n), _intervals(runs), *_timing(runs, base), *more]
 
 
-def _samples(runs: Sequence[Run], base: Run | None) -> str:
+def _samples(runs: Sequence[Run], base: Run | None, same_n: bool) -> str:
     records = list(runs[0].samples.records.values())
     prompts = len({(record.prompt, record.label) for record in records})
     seeds = "one sample each" if prompts == len(records) else f"{len(records) / prompts:.3g} samples of each on average"
-    text = f"Every figure of quality is over the same n = {len(records)} samples of {prompts} prompts ({seeds})"
+    counted = f"n = {len(records)} samples of {prompts} prompts ({seeds})"
+    if same_n:
+        text = f"Every figure of quality is over the same {counted}"
+    else:
+        text = f"The runs share {counted}, and a figure of quality over another number of samples says its own n"
     if base is None:
         return text + ". There is no dense run to compare with."
     return text + f"; a sample has the same prompt and seed in every run. The reference is the run {base.name}."

@@ -12,7 +12,7 @@ from fastdit.evaluation.extras import require
 from fastdit.evaluation.fidelity import CAP
 from fastdit.evaluation.report.columns import MACS, MACS_RATIO, VBENCH, Column
 from fastdit.evaluation.report.strips import Strip
-from fastdit.evaluation.report.table import DAGGER, NOT_IN_TURNS, Report, Row
+from fastdit.evaluation.report.table import Report, Row, same_n
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,11 @@ def tables(columns: Sequence[Column]) -> list[Table]:
 
 
 def cell(row: Row, column: Column) -> tuple[str, str]:
-    """What stands in a cell, and the small line below it: the interval, or the MACs below their ratio."""
+    """What stands in a cell, and the small line below it: interval and another n, or the MACs below their ratio."""
     if column.key == MACS_RATIO.key:
         return row.text(column)[0], row.text(MACS)[0]
-    return row.text(column)
+    value, interval = row.text(column)
+    return value, ", ".join(filter(None, (interval, row.over(column))))
 
 
 def render(report: Report, plots: Sequence[tuple[str, str]], strips: Sequence[Strip], rule: str) -> str:
@@ -63,7 +64,7 @@ def render(report: Report, plots: Sequence[tuple[str, str]], strips: Sequence[St
         plots=[(caption, markup(svg)) for caption, svg in plots],
         strips=strips,
         rule=rule,
-        dagger=f"{DAGGER} {NOT_IN_TURNS}" if report.untimed else "",
+        same_n=same_n(report.rows, report.columns),
         settings={name: _pretty(settings) for name, settings in report.settings.items()},
     )
     return html

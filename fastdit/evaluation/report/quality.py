@@ -27,6 +27,7 @@ class Figures:
     values: dict[str, dict[str, Interval]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    partial: dict[str, list[str]] = field(default_factory=dict)  # by run, the keys of figures with samples missing
 
     def put(self, run: str, column: Column, value: Interval) -> None:
         """Enter a figure, and its column where it is new."""

@@ -37,7 +37,7 @@ from fastdit.evaluation.report.runs import (
     without_paths,
 )
 from fastdit.evaluation.report.speed import Speed, speed
-from fastdit.evaluation.report.table import Report, Row
+from fastdit.evaluation.report.table import Report, Row, same_n
 
 Progress = Callable[[str, int, int], None]
 
@@ -99,6 +99,7 @@ def gather(
             | measured.values.get(run.name, {})
             | kept.values.get(run.name, {}),
             in_turns=speeds[run.name].in_turns,
+            partial=kept.partial.get(run.name, []),
         )
         for run in runs
     ]
@@ -108,13 +109,14 @@ def gather(
     facts, differing = environments(runs)
     present = {key for row in rows for key in row.values}
     columns = [column for column in (c.SECONDS, c.SPEEDUP, c.MACS, c.MACS_RATIO) if column.key in present]
+    columns += [*fidelity_columns(list(compared.values())), *measured.columns, *kept.columns]
     report = Report(
         title=title or f"{published(str(runs[0].settings.get('model', 'Runs')))}: speed and quality",
-        columns=[*columns, *fidelity_columns(list(compared.values())), *measured.columns, *kept.columns],
+        columns=columns,
         rows=rows,
         n=rows[0].n,
         warnings=[*warnings, *differing, *measured.warnings, *kept.warnings],
-        notes=notes.notes(runs, base, [*measured.notes, *kept.notes]),
+        notes=notes.notes(runs, base, [*measured.notes, *kept.notes], same_n(rows, columns)),
         environment=facts,
         settings={run.name: published(run.settings) for run in runs},
         made=time.strftime("%Y-%m-%d"),

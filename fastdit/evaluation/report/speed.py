@@ -53,6 +53,7 @@ def speed(dense: Sequence[Record] | None, run: Sequence[Record]) -> Speed:
 
     Batches of one session, rank and number were drawn in turns by one process: the ratio of medians is taken over these
     pairs, and drawn pair by pair. Without such pairs the medians of all batches are divided, and a warning says so.
+    Warnings of warming up are of the batches behind a figure: seconds and speed-up need not be of the same ones.
     """
     own = batches(run)
     if not own:
@@ -69,10 +70,17 @@ def speed(dense: Sequence[Record] | None, run: Sequence[Record]) -> Speed:
     # one pair of a hundred batches, as a kill may leave it, says less than all of them unpaired
     if len(shared) >= WARM or (shared and len(shared) == min(len(reference), len(own))):
         rows = np.array([(reference[key].seconds, own[key].seconds) for key in shared])  # (n, 2)
-        chosen = rows[warm([reference[key].cold or own[key].cold for key in shared])]
-        return Speed(value, bootstrap(chosen, statistic=ratio_of_medians), True, tuple(warnings))
+        cold = [reference[key].cold or own[key].cold for key in shared]
+        chosen = warm(cold)
+        if any(cold[number] for number in chosen):
+            warnings.append(f"its speed-up holds warming up, as fewer than {WARM} pairs of batches are warm")
+        return Speed(value, bootstrap(rows[chosen], statistic=ratio_of_medians), True, tuple(warnings))
     warnings.append("its speed-up is of runs that were not timed in turns: other work on the machine may be part of it")
-    return Speed(value, _unpaired(_warm_seconds(reference)[0], times), False, tuple(warnings))
+    dense_times, dense_cold = _warm_seconds(reference)
+    if kept_cold or dense_cold:
+        whose = " and ".join(["the dense run"] * dense_cold + ["this one"] * kept_cold)
+        warnings.append(f"its speed-up holds warming up of {whose}, as fewer than {WARM} batches are warm")
+    return Speed(value, _unpaired(dense_times, times), False, tuple(warnings))
 
 
 def _warm_seconds(found: dict[Key, Batch]) -> tuple[np.ndarray, bool]:

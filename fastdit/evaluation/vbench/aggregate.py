@@ -5,7 +5,7 @@ VBench's script counts a dimension that is missing as 0; here a sum with a missi
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ class Scores:
     values: Mapping[str, float]
     rows: Sequence[Row] = ()
     warnings: Sequence[str] = ()
+    partial: Mapping[str, str] = field(default_factory=dict)  # by dimension, how many of its videos are missing
 
     def __post_init__(self) -> None:
         for name, value in self.values.items():
@@ -50,6 +51,10 @@ class Scores:
     def missing(self, what: str = "total") -> list[str]:
         """The dimensions that a sum needs and that are not there."""
         return [name for name in _parts(what) if name not in self.values]
+
+    def is_partial(self, what: str) -> bool:
+        """Whether videos are missing for a dimension, or for one that a sum holds."""
+        return any(name in self.partial for name in (_parts(what) if what in SUMS else (what,)))
 
     def sum(self, what: str) -> float:
         """quality, semantic or total; ValueError names the dimensions that are missing."""
@@ -126,6 +131,7 @@ def load(path: str | Path) -> Scores:
     values: dict[str, float] = {}
     rows: list[Row] = []
     warnings: list[str] = []
+    partial: dict[str, str] = {}
     for file in files:
         more = _from_file(file)
         if doubled := [name for name in more.values if name in values]:
@@ -133,7 +139,8 @@ def load(path: str | Path) -> Scores:
         values.update(more.values)
         rows.extend(more.rows)
         warnings.extend(more.warnings)
-    return Scores(values, _joined(rows), warnings)
+        partial.update(more.partial)
+    return Scores(values, _joined(rows), warnings, partial)
 
 
 def _from_file(path: Path) -> Scores:
@@ -146,7 +153,7 @@ def _from_file(path: Path) -> Scores:
                 for row in data["samples"]
             ]
             values = {name: each["value"] for name, each in data["values"].items()}
-            return Scores(values, rows, [str(text) for text in data.get("warnings", ())])
+            return Scores(values, rows, [str(text) for text in data.get("warnings", ())], dict(data.get("partial", {})))
         rows = []
         for name, (_, videos) in data.items():
             for video in videos:

@@ -93,6 +93,7 @@ class Outcome:
     skipped: dict[str, str] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    partial: dict[str, str] = field(default_factory=dict)  # of what is scored, how many videos are missing or damaged
 
     @property
     def complete(self) -> bool:
@@ -123,6 +124,7 @@ class Outcome:
             "seconds": {name: score.seconds for name, score in scores.items()},
             "skipped": self.skipped,
             "failed": self.failed,
+            "partial": self.partial,
             "warnings": [*self.warnings, *notes],
             "samples": list(rows.values()),
         }

@@ -40,18 +40,14 @@ class Scoring:
         except OSError as error:
             raise ValueError(f"results cannot be written into {self.out} ({error.strerror}): give --out") from error
         outcome = Outcome()
-        absent: list[str] = []
         try:
             for number, dimension in enumerate(dimensions, 1):
                 self.tell(f"{dimension} ({number} of {len(dimensions)})")
                 videos, missing = folders[dimension].of(self.suite, dimension)
-                if missing and videos:
-                    absent.append(f"{dimension} {len(missing)} of {len(videos) + len(missing)}")
                 self._one(dimension, videos, missing, outcome)
         finally:
-            if absent:
-                outcome.warnings.append(f"missing videos ({SAMPLES} a prompt are wanted): {', '.join(absent)}")
             self._add_kept(folders, dimensions, outcome)
+            self._count_missing(folders, outcome)
             write(outcome, self.out, self.run)
         return outcome
 
@@ -129,6 +125,17 @@ class Scoring:
                 outcome.scores[name] = known
             elif name not in dimensions:
                 outcome.warnings.append(f"{name} was scored on other videos than are there now: score it again")
+
+    def _count_missing(self, folders: dict[str, Folder], outcome: Outcome) -> None:
+        """Enter the scores that lack videos; one that vbench left out by its own rules (color) is not missing."""
+        for name, score in outcome.scores.items():
+            found, missing = folders[name].of(self.suite, name)
+            damaged = len(found) - score.n if score.engine == NATIVE else 0
+            if missing or damaged:
+                outcome.partial[name] = f"{len(missing) + damaged} of {len(found) + len(missing)}"
+        if outcome.partial:
+            listed = ", ".join(f"{name} {count}" for name, count in outcome.partial.items())
+            outcome.warnings.insert(0, f"missing or damaged videos ({SAMPLES} a prompt are wanted): {listed}")
 
 
 def _natively(videos: list[Video]) -> tuple[float, list[Sample], list[str]]:
