@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastdit.evaluation.distribution import Measured
+from fastdit.evaluation.distribution import Measured, bias_warnings
 from fastdit.evaluation.extras import require
 from fastdit.evaluation.features.base import Extractor
+from fastdit.evaluation.features.extract import first
 from fastdit.evaluation.intervals import Interval
 from fastdit.evaluation.samples import Samples
 
@@ -45,8 +46,8 @@ def measure(
 
     Unreadable pictures are errors there, and an extractor that resizes inside the network needs pictures of one size.
     """
+    sets = [first(samples, num), first(reference, None)]
     package = require("torch_fidelity", "--engine torch-fidelity")
-    sets = [list(samples.names[:num]), list(reference.names)]
     size = min(kid_subset_size or 1000, *(len(names) for names in sets))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="This DataLoader will create")  # it always starts four workers
@@ -75,6 +76,7 @@ def measure(
         {"fd": extractor.label("FD"), "kid": kid, "kid_subsets": f"{kid}, 100 subsets of {size}"},
         len(sets[0]),
         len(sets[1]),
+        bias_warnings(extractor, len(sets[0]), len(sets[1])),
     )
 
 

@@ -153,7 +153,7 @@ def test_too_few_samples_are_refused_before_the_reference_is_read(monkeypatch, c
             code, _, err = run(monkeypatch, capsys, *arguments, *options)
             assert code == 2 and message in err and err.count("\n") == 1 and not read, err
     pictures = Samples.open(sets / "run")
-    with pytest.raises(ValueError, match="--num 61: .* holds 60 samples"):
+    with pytest.raises(ValueError, match=r"--num 61: .* holds 60 samples"):
         second_engine.measure(pictures, pictures, Coarse(), num=61)
 
 

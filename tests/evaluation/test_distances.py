@@ -122,7 +122,8 @@ def test_statistics_that_cannot_be_compared_or_read(tmp_path):
         "samples": ("mu and sigma missing", {"arr_0": np.zeros(3)}),
         "shapes": (r"mu \(3,\) and sigma \(2, 2\) must be", {"mu": np.zeros(3), "sigma": np.eye(2)}),
         "nan": ("not finite", {"mu": np.full(2, np.nan), "sigma": np.eye(2)}),
-        "n": ("n must be one number", {"mu": np.zeros(2), "sigma": np.eye(2), "n": np.arange(2)}),
+        "n": ("n must be one whole number", {"mu": np.zeros(2), "sigma": np.eye(2), "n": np.arange(2)}),
+        "n nan": ("n must be one whole number", {"mu": np.zeros(2), "sigma": np.eye(2), "n": np.array(np.nan)}),
         "names": ("mu must hold numbers", {"mu": np.array(["a", "b"]), "sigma": np.eye(2)}),
         **{
             name: (message, {"mu": np.zeros(2), "sigma": np.eye(2), "features": features})

@@ -133,7 +133,7 @@ def test_features_of_a_run_are_kept_until_something_changes(tmp_path):
 
     assert [calls(), calls()] == [1, 0]
     with pytest.raises(ValueError, match=r"--num 9: .* holds 4 samples"):  # never the kept ones of all 4
-        calls(num=9)
+        kept_features(Samples.open(folder), Counted(), workers=0, num=9)
     kept = folder / "results" / "features.coarse.npz"
     assert [path.name for path in kept.parent.iterdir()] == [kept.name]
     assert [calls(num=2), calls(num=2)] == [1, 0]

@@ -28,6 +28,7 @@ def clip(
         raise ValueError(f"--json {json}: folder {json.parent} does not exist, make it first")
 
     from rich.console import Console
+    from rich.markup import escape
 
     from fastdit.cli.eval.bar import bar
     from fastdit.core.files import write_json
@@ -47,10 +48,6 @@ def clip(
         result = clip_score(
             opened, network, batch_size=batch, workers=workers, device=target, frames=frames, progress=progress
         )
-    console = Console(soft_wrap=True)
-    console.print(f"CLIP score ({network.title}): {result.score.text(2)}, {result.score.n} samples", highlight=False)
-    for text in result.warnings:
-        console.print("[yellow]warning:[/]", text, highlight=False)
     data = {
         "metric": "clip",
         "model": network.identity,
@@ -59,8 +56,13 @@ def clip(
         "warnings": result.warnings,
         "samples": [{"name": name, "clip": value} for name, value in result.samples.items()],
     }
+    written = [json, keep_result(opened, "clip", data)]  # first: a line that fails to print must not cost them
     if json:
         write_json(json, data)
-        typer.echo(str(json))
-    if kept := keep_result(opened, "clip", data):
-        typer.echo(str(kept))
+    console = Console(soft_wrap=True)
+    line = f"CLIP score ({network.title}): {result.score.text(2)}, {result.score.n} samples"
+    console.print(escape(line), highlight=False)
+    for text in result.warnings:
+        console.print("[yellow]warning:[/]", escape(text), highlight=False)
+    for path in filter(None, written):
+        typer.echo(str(path))

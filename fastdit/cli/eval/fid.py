@@ -62,14 +62,15 @@ def fid(
     from fastdit.cli.eval.bar import bar
     from fastdit.core.files import write_json
     from fastdit.evaluation.distances import Statistics
-    from fastdit.evaluation.distribution import measure, open_reference
+    from fastdit.evaluation.distribution import groups_of, measure, open_reference
     from fastdit.evaluation.features.base import open_extractor
-    from fastdit.evaluation.features.extract import kept_features
+    from fastdit.evaluation.features.extract import first, kept_features
     from fastdit.evaluation.manifest import read_settings
     from fastdit.evaluation.samples import Samples, keep_result
 
     target = o.device_and_dtype(device, "float32")[0]
     opened = Samples.open(samples)
+    first(opened, num)  # before the reference, whose features may take an hour
     ref = o.reference_from(ref)
     extractor = open_extractor(features, inception=inception, resize=resize, clip=clip)
     if engine == "torch-fidelity":
@@ -82,65 +83,71 @@ def fid(
             reference.save(save_ref_stats)
         with bar("features of the samples") as progress:
             found = kept_features(opened, extractor, **options, num=num, progress=progress)
+        groups = groups_of(opened, found)
         if save_stats:
-            Statistics.of(found.values, found.extractor).save(save_stats)
-        prompts = [opened.records[name].prompt if name in opened.records else name for name in found.names]
-        with bar("distances"):
-            result = measure(found, reference, extractor, prompts, kid_subset_size)
+            Statistics.of(found.values, found.extractor, groups).save(save_stats)
+        with bar("distances") as progress:
+            progress(0, 0)
+            result = measure(found, reference, extractor, groups, kid_subset_size)
         warnings = [*said, *found.warnings, *result.warnings]
-    show(result, extractor, warnings)
     metric = f"distances.{features}" + ("" if engine == "fastdit" else f".{engine}")
     data = {
         "metric": metric,
         "features": extractor.identity,
         "engine": engine,
         "against": read_settings(ref)["hash"] if (ref / "settings.json").is_file() else str(ref),
+        "num": num,
+        "frames": frames,
         "n": result.n,
+        "n_videos": result.videos,
         "n_reference": result.n_reference,
+        "n_reference_pictures": result.pictures,
         # by what the distances are called, so that no reader can take another extractor's for FID
         "values": {result.names.get(key, key): value.to_dict() for key, value in result.values.items()},
         "warnings": warnings,
     }
+    written = [json, keep_result(opened, metric, data)]  # first: a table that fails to print must not cost them
     if json:
         write_json(json, data)
-        typer.echo(str(json))
-    if kept := keep_result(opened, metric, data):
-        typer.echo(str(kept))
+    show(result, extractor, warnings)
+    for path in filter(None, written):
+        typer.echo(str(path))
 
 
 def _second_engine(
     samples: Any, ref: Path, extractor: Any, batch: int, device: str, num: int | None, frames: str, subset: int | None
 ) -> tuple[Any, list[str]]:
-    """The result of torch-fidelity, and the one thing to know about it."""
+    """The result of torch-fidelity, and what to know about it."""
     from fastdit.cli.eval.bar import bar
-    from fastdit.evaluation.distribution import arrays
-    from fastdit.evaluation.samples import Samples
+    from fastdit.evaluation.distribution import arrays, open_pictures
     from fastdit.evaluation.second_engine import measure
 
     if frames != "middle":
         raise ValueError("--frames all needs --engine fastdit")
     if "mu" in arrays(ref):
         raise ValueError(f"--ref {ref}: --engine torch-fidelity needs the reference's pictures, not statistics")
-    with bar("torch-fidelity"):
+    reference = open_pictures(ref)
+    with bar("torch-fidelity") as progress:
+        progress(0, 0)
         result = measure(
-            samples, Samples.open(ref), extractor, batch_size=batch, device=device, num=num, kid_subset_size=subset
+            samples, reference, extractor, batch_size=batch, device=device, num=num, kid_subset_size=subset
         )
-    return result, ["figures are torch-fidelity's: its loading, loops and arithmetic"]
+    return result, ["figures are torch-fidelity's: its loading, loops and arithmetic", *result.warnings]
 
 
 def show(result: Any, extractor: Any, warnings: list[str]) -> None:
     """The figures as a table, then the warnings."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     console = Console(soft_wrap=True)
     names = {"precision": "precision (looks real)", "recall": "recall (variety)", **result.names}
-    digits = {"fd": 3, "kid": 5, "kid_subsets": 5, "precision": 3, "recall": 3}
-    reference = f"{result.n_reference} of" if result.n_reference else "unknown n of"
-    title = f"{result.n} samples, {reference} the reference; features: {extractor.identity}"
-    table = Table("", "value (95 % interval)", title=title)
+    digits = {"fd": 3, "kid": 5, "kid_across": 5, "kid_subsets": 5, "precision": 3, "recall": 3}
+    title = f"{result.title()}; features: {extractor.identity}"
+    table = Table("", "value (95 % interval)", title=escape(title))
     for key, value in result.values.items():
-        table.add_row(names[key], value.text(digits[key]))
+        table.add_row(escape(names[key]), value.text(digits[key]))
     console.print(table)
     for text in warnings:
-        console.print("[yellow]warning:[/]", text, highlight=False)
+        console.print("[yellow]warning:[/]", escape(text), highlight=False)

@@ -32,9 +32,7 @@ def fidelity(
     if json and not json.parent.is_dir():
         raise ValueError(f"--json {json}: folder {json.parent} does not exist, make it first")
 
-    from rich.console import Console
-    from rich.progress import Progress
-
+    from fastdit.cli.eval.bar import bar
     from fastdit.core.files import write_json
     from fastdit.evaluation import perceptual
     from fastdit.evaluation.comparison import compare
@@ -44,22 +42,22 @@ def fidelity(
     distance = None
     if lpips:
         distance = perceptual.lpips(lpips, lpips_weights, o.device_and_dtype(device, "float32")[0])
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("comparing", total=None)
-        result = compare(*sets, distance, lambda done, total: bar.update(task, completed=done, total=total))
-    show(result, per_sample)
+    with bar("comparing") as progress:
+        result = compare(*sets, distance, progress)
     against = sets[0].settings["hash"] if sets[0].settings else str(dense)
     data = result.to_dict() | {"against": against}
+    written = [json, keep_result(sets[1], "fidelity", data)]  # first: a table that fails to print must not cost them
     if json:
         write_json(json, data)
-        typer.echo(str(json))
-    if kept := keep_result(sets[1], "fidelity", data):
-        typer.echo(str(kept))
+    show(result, per_sample)
+    for path in filter(None, written):
+        typer.echo(str(path))
 
 
 def show(result: Any, per_sample: bool) -> None:
     """The figures as a table, then the warnings."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     console = Console(soft_wrap=True)
@@ -78,25 +76,27 @@ def show(result: Any, per_sample: bool) -> None:
     table = Table("", "mean (95 % interval)", "n", title="accelerated against dense")
     for key, (label, digits) in rows.items():
         if key in result.values:
-            table.add_row(label, result.values[key].text(digits), str(result.values[key].n))
+            table.add_row(escape(label), result.values[key].text(digits), str(result.values[key].n))
     table.add_row("identical frames", f"{result.identical} of {result.frames}", str(len(result.samples)))
     console.print(table)
     if per_sample:
         console.print(sample_table(result.samples, name))
     for text in result.warnings:
-        console.print("[yellow]warning:[/]", text, highlight=False)
+        console.print("[yellow]warning:[/]", escape(text), highlight=False)
 
 
 def sample_table(samples: Any, name: str) -> Any:
     """One line a sample: means over its frames."""
+    from rich.markup import escape
     from rich.table import Table
 
-    table = Table("sample", "frames", "identical", "PSNR", "SSIM", *([name] if name else []), "sharpness", "motion")
+    perceptual = [escape(name)] if name else []
+    table = Table("sample", "frames", "identical", "PSNR", "SSIM", *perceptual, "sharpness", "motion")
     for pair in samples:
         distances = [f"{pair.psnr.mean():.2f}", f"{pair.ssim.mean():.4f}"]
         if pair.perceptual is not None:
             distances.append(f"{pair.perceptual.mean():.4f}")
         moved = "" if pair.motion is None else "{:.2f} -> {:.2f}".format(*pair.motion)
         sharp = "{:.1f} -> {:.1f}".format(*pair.sharpness)
-        table.add_row(pair.name, str(len(pair.psnr)), str(pair.identical), *distances, sharp, moved)
+        table.add_row(escape(pair.name), str(len(pair.psnr)), str(pair.identical), *distances, sharp, moved)
     return table

@@ -66,6 +66,16 @@ def chosen_frames(count: int, frames: str | int) -> list[int]:
     return [(2 * index + 1) * count // (2 * wanted) for index in range(wanted)]
 
 
+def first(samples: Samples, num: int | None) -> list[str]:
+    """Names of the first `num` samples (all, if None); ValueError if there are fewer, or fewer than 2."""
+    names = list(samples.names[:num])
+    if num is not None and len(names) < num:
+        raise ValueError(f"--num {num}: {samples.root} holds {len(names)} samples")
+    if len(names) < 2:
+        raise ValueError(f"{samples.root}: {len(names)} sample is not enough, a distribution needs 2 or more")
+    return names
+
+
 def extract(
     samples: Samples,
     extractor: Extractor,
@@ -82,9 +92,7 @@ def extract(
     Samples that cannot be read are left out with a warning that counts and names them. ValueError if fewer than 2
     remain, or if a feature is not finite (it names the picture).
     """
-    names = list(samples.names[:num])
-    if num is not None and len(names) < num:
-        raise ValueError(f"--num {num}: {samples.root} holds {len(names)} samples")
+    names = first(samples, num)
     chosen_frames(1, frames)
     dataset = _Pictures(samples, names, extractor.preprocess, frames)
     extractor.to(device)
@@ -162,6 +170,7 @@ def _warnings(root: Path, broken: list[str], sizes: Counter[str], count: int) ->
 
 def kept_features(samples: Samples, extractor: Extractor, **options: Any) -> Features:
     """`extract` with its options, kept in RUN/results until manifest, files or options change; never for folders."""
+    first(samples, options.get("num"))  # before the kept ones are looked at, which know no --num beyond the samples
     if not samples.is_run:
         return extract(samples, extractor, **options)
     key = _key(samples, extractor.identity, options.get("frames", "middle"), options.get("num"))
