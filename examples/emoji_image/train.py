@@ -5,13 +5,14 @@
 
 The folder `--model` holds the whole pipeline in diffusers format: averaged (EMA) weights in bf16 and `training.json`
 with the step count. A later call goes on from there with fresh optimiser moments and a new warm-up; when `--patch`
-differs from the folder's, the patch embedding and the output layer are exchanged and everything else is kept.
-Text encoder and transformer learn together; the VAE is fixed.
+differs from the folder's, the patch embedding and the output layer are exchanged and everything else is kept. Text
+encoder and transformer learn together; the VAE is fixed. `kill PID` (or Ctrl-C) starts the cool-down at once.
 """
 
 import argparse
 import json
 import random
+import sys
 import time
 from pathlib import Path
 
@@ -23,6 +24,9 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import T5Config, T5EncoderModel, T5Tokenizer
 from vae import to_tensor
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from training_parts import Average, Schedule, optimizers, save
 
 ZOO = Path(__file__).resolve().parents[2] / "fastdit" / "zoo" / "emoji_image"
 MAX_TOKENS = 24
@@ -101,66 +105,6 @@ def load(args, captions: list[str]) -> tuple[PixArtAlphaPipeline, int]:
     return pipe, json.loads((args.model / "training.json").read_text())["steps"]
 
 
-def save(pipe: PixArtAlphaPipeline, averages: list[torch.Tensor], weights: list[nn.Parameter], steps: int, to: Path):
-    """Write the pipeline with averaged weights in bf16, then put the live weights back."""
-    live = [weight.detach().clone() for weight in weights]
-    with torch.no_grad():
-        torch._foreach_copy_(weights, averages)
-    pipe.to(torch.bfloat16).save_pretrained(to)
-    pipe.to(torch.float32)
-    with torch.no_grad():
-        torch._foreach_copy_(weights, live)
-    for file in (to / "model_index.json", to / "vae" / "config.json"):  # leave out where it was trained
-        config = json.loads(file.read_text())
-        config.pop("_name_or_path", None)
-        file.write_text(json.dumps(config, indent=2) + "\n")
-    (to / "training.json").write_text(json.dumps({"steps": steps}) + "\n")
-
-
-class Muon(torch.optim.Optimizer):
-    """Momentum made orthogonal by Newton-Schulz iterations (Jordan et al., 2024), for weight matrices."""
-
-    def __init__(self, params, lr: float, momentum: float = 0.95):
-        super().__init__(params, {"lr": lr, "momentum": momentum})
-
-    @torch.no_grad()
-    def step(self, closure=None):
-        for group in self.param_groups:
-            shapes: dict[torch.Size, list[nn.Parameter]] = {}
-            for p in group["params"]:
-                shapes.setdefault(p.shape, []).append(p)
-            for params in shapes.values():
-                gradients = torch.stack([p.grad for p in params])  # (M, out, in)
-                state = self.state[params[0]]
-                average = state.setdefault("momentum", torch.zeros_like(gradients))
-                average.lerp_(gradients, 1 - group["momentum"])
-                update = orthogonal(gradients.lerp(average, group["momentum"]))
-                scale = 0.2 * max(update.shape[-2:]) ** 0.5  # the RMS of an Adam step
-                for p, u in zip(params, update, strict=True):
-                    p.add_(u, alpha=-group["lr"] * scale)
-
-
-def orthogonal(x: torch.Tensor, steps: int = 5) -> torch.Tensor:
-    """Roughly the nearest semi-orthogonal matrix of each (M, out, in): a quintic Newton-Schulz iteration."""
-    tall = x.shape[-2] > x.shape[-1]
-    x = x.mT if tall else x
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    for _ in range(steps):
-        gram = x @ x.mT
-        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
-    return x.mT if tall else x
-
-
-def optimizers(pipe: PixArtAlphaPipeline, lr: float) -> list[torch.optim.Optimizer]:
-    matrices = [p for p in pipe.transformer.transformer_blocks.parameters() if p.ndim == 2 and min(p.shape) >= 64]
-    known = {id(p) for p in matrices}
-    rest = [p for m in (pipe.transformer, pipe.text_encoder) for p in m.parameters() if id(p) not in known]
-    return [
-        Muon([{"params": matrices, "peak": lr}], lr=lr),
-        torch.optim.AdamW([{"params": rest, "peak": lr}], lr=lr, betas=(0.9, 0.99), weight_decay=0.0),
-    ]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", type=Path, default=Path("emoji64.npz"))
@@ -185,8 +129,7 @@ def main() -> None:
         for text in ["", *(template.format(caption) for caption in captions for template in TEMPLATES)]
     }
     weights = [p for m in (pipe.transformer, pipe.text_encoder) for p in m.parameters()]
-    averages = [w.detach().clone() for w in weights]
-    opts = optimizers(pipe, args.lr)
+    average, opts = Average(weights, args.ema), optimizers(pipe.transformer.transformer_blocks, weights, args.lr)
     transformer = torch.compile(pipe.transformer, dynamic=False) if args.compile else pipe.transformer
     print(f"{sum(w.numel() for w in weights) / 1e6:.2f} M parameters, from step {steps}, {len(captions)} captions")
 
@@ -196,14 +139,16 @@ def main() -> None:
         template = TEMPLATES[0] if kind < 0.5 else random.choice(TEMPLATES)
         return index, "" if kind > 0.9 else template.format(captions[index])
 
-    start = saved = time.monotonic()
-    count, total, progress = 0, 0.0, 0.0
-    while progress < 1:
-        progress = (time.monotonic() - start) / (60 * args.minutes)
-        factor = min(1.0, (count + 1) / 100) * min(1.0, max(0.02, (1 - progress) / 0.3))  # warm up, then cool down
+    def store() -> None:
+        with average.swapped():
+            save(pipe, args.model, {"steps": steps + count})
+
+    schedule = Schedule(args.minutes, 0.3 * args.minutes)
+    saved, count, total = time.monotonic(), 0, 0.0
+    while not schedule.over:
         for opt in opts:
             for group in opt.param_groups:
-                group["lr"] = group["peak"] * factor
+                group["lr"] = group["peak"] * schedule.factor(count)
         indices, texts = zip(*(prompt() for _ in range(args.batch)), strict=True)
         ids = torch.cat([tokens[text].input_ids for text in texts])
         mask = torch.cat([tokens[text].attention_mask for text in texts])
@@ -226,14 +171,14 @@ def main() -> None:
         for opt in opts:
             opt.step()
         count, total = count + 1, total + loss.item()
-        with torch.no_grad():
-            torch._foreach_lerp_(averages, weights, 1 - min(args.ema, (1 + count) / (10 + count)))
+        average.update()
         if count % 50 == 0:
-            print(f"step {steps + count} {time.monotonic() - start:.0f} s loss {total / 50:.4f}", flush=True)
+            print(f"step {steps + count} {schedule.seconds:.0f} s loss {total / 50:.4f}", flush=True)
             total = 0.0
-        if time.monotonic() - saved > 60 * args.save_every or progress >= 1:
-            save(pipe, averages, weights, steps + count, args.model)
+        if time.monotonic() - saved > 60 * args.save_every:
+            store()
             saved = time.monotonic()
+    store()
     print(f"saved step {steps + count} to {args.model}: loss is not the aim, run evaluate.py")
 
 

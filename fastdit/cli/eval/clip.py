@@ -48,12 +48,13 @@ def clip(
         result = clip_score(
             opened, network, batch_size=batch, workers=workers, device=target, frames=frames, progress=progress
         )
+    warnings = [*opened.warnings, *result.warnings]
     data = {
         "metric": "clip",
         "model": network.identity,
         "n": result.score.n,
         "values": {"clip": result.score.to_dict()},
-        "warnings": result.warnings,
+        "warnings": warnings,
         "samples": [{"name": name, "clip": value} for name, value in result.samples.items()],
     }
     written = [json, keep_result(opened, "clip", data)]  # first: a line that fails to print must not cost them
@@ -62,7 +63,7 @@ def clip(
     console = Console(soft_wrap=True)
     line = f"CLIP score ({network.title}): {result.score.text(2)}, {result.score.n} samples"
     console.print(escape(line), highlight=False)
-    for text in result.warnings:
+    for text in warnings:
         console.print("[yellow]warning:[/]", escape(text), highlight=False)
     for path in filter(None, written):
         typer.echo(str(path))

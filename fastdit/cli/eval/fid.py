@@ -90,6 +90,7 @@ def fid(
             progress(0, 0)
             result = measure(found, reference, extractor, groups, kid_subset_size)
         warnings = [*said, *found.warnings, *result.warnings]
+    warnings = [*opened.warnings, *warnings]
     metric = f"distances.{features}" + ("" if engine == "fastdit" else f".{engine}")
     data = {
         "metric": metric,

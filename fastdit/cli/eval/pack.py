@@ -22,4 +22,6 @@ def pack(
     opened = Samples.open(samples)
     with bar("packing") as progress:
         count, height, width, _ = write(opened, out, num, progress)
+    for text in opened.warnings:
+        typer.echo(f"warning: {text}", err=True)
     typer.echo(f"{out}: {count} pictures of {width} x {height}")
