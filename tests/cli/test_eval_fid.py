@@ -2,12 +2,14 @@
 
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from evaluation_sets import Coarse, crops, save, save_run
 
-from fastdit import cli
+from fastdit import cli, zoo
+from fastdit.cli.options import reference_from
 from fastdit.evaluation import second_engine
 from fastdit.evaluation.adm import pack
 from fastdit.evaluation.distances import Statistics, frechet_distance, kid, kid_interval
@@ -272,3 +274,12 @@ def test_bad_input_is_one_line_and_leaves_nothing(monkeypatch, capsys, tmp_path,
     lines = err.strip().split("\n")  # and no empty bar before it
     assert code == 2 and len(lines) == 1 and lines[0].startswith("fastdit: ") and message in lines[0], err
     assert [path for path in sorted(tmp_path.rglob("*")) if path not in before and path.name != "results"] == []
+
+
+def test_a_bundled_models_name_is_a_reference_of_its_training_pictures():
+    path = reference_from(Path("fastdit/emoji-image"))
+    samples = Samples.open(path)
+    assert len(samples.names) == len(zoo.prompts("fastdit/emoji-image")) == 206
+    assert samples.read(samples.names[0]).shape == (1, 64, 64, 3)
+    with pytest.raises(ValueError, match="unknown bundled model 'fastdit/none'"):
+        reference_from(Path("fastdit/none"))
