@@ -17,7 +17,7 @@ from dataclasses import replace
 import numpy as np
 from timing import in_turns, machine, ratio
 
-from fastdit.evaluation.distances import Statistics, frechet_distance
+from fastdit.evaluation.frechet import Statistics, frechet_distance
 
 
 def features(samples: int, dimensions: int, seed: int) -> np.ndarray:

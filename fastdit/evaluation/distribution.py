@@ -6,10 +6,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from fastdit.evaluation.distances import Statistics, frechet_distance, kid, kid_interval
 from fastdit.evaluation.features.base import Extractor
 from fastdit.evaluation.features.extract import Features, kept_features
+from fastdit.evaluation.frechet import Statistics, frechet_distance
 from fastdit.evaluation.intervals import Interval
+from fastdit.evaluation.kernel import kid, kid_interval
 from fastdit.evaluation.neighbours import precision_recall
 from fastdit.evaluation.samples import Samples
 

@@ -30,12 +30,21 @@ class Interval:
         return asdict(self)
 
 
+def numbers_of(groups: Sequence[Hashable] | np.ndarray | None, n: int) -> np.ndarray:
+    """The number of each row's group (n,), counted in order of appearance; each its own if None."""
+    if groups is None:
+        return np.arange(n)
+    if len(groups) != n:
+        raise ValueError(f"groups must name one group a sample: {len(groups)} groups, {n} samples")
+    found = {group: number for number, group in enumerate(dict.fromkeys(groups))}
+    return np.array([found[group] for group in groups])
+
+
 def draws_of(groups: Sequence[Hashable], draws: int = DRAWS, seed: int = 0) -> np.ndarray:
     """How often each sample appears in each bootstrap draw: (draws, n) counts; samples of one group stay together."""
-    numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
-    member = np.array([numbers[group] for group in groups])  # (n,)
+    member = numbers_of(groups, len(groups))  # (n,)
     rng = np.random.default_rng(seed)
-    count = len(numbers)
+    count = int(member.max()) + 1
     return rng.multinomial(count, np.full(count, 1 / count), size=draws)[:, member]  # (draws, n)
 
 
@@ -54,13 +63,11 @@ def bootstrap(
     n = len(values)
     if n == 0:
         raise ValueError("an interval needs at least one sample, got none")
-    groups = range(n) if groups is None else groups
-    if len(groups) != n:
-        raise ValueError(f"groups must name one group a sample: {len(groups)} groups, {n} samples")
+    member = numbers_of(groups, n)  # (n,)
     value = float(values.mean() if statistic is None else statistic(values))
-    if len(set(groups)) < 2:
+    if member.max() == 0:  # one group
         return Interval(value, None, None, n)
-    counts = draws_of(groups, draws, seed)
+    counts = draws_of(member.tolist(), draws, seed)
     if statistic is None:
         drawn = counts @ values / counts.sum(1)
     else:

@@ -12,10 +12,11 @@ from fastdit import cli, zoo
 from fastdit.cli.options import reference_from
 from fastdit.evaluation import second_engine
 from fastdit.evaluation.adm import pack
-from fastdit.evaluation.distances import Statistics, frechet_distance, kid, kid_interval
 from fastdit.evaluation.features import inception_tf
 from fastdit.evaluation.features.base import EXTRACTORS, load_extractors
 from fastdit.evaluation.features.extract import extract
+from fastdit.evaluation.frechet import Statistics, frechet_distance
+from fastdit.evaluation.kernel import kid, kid_interval
 from fastdit.evaluation.samples import Samples
 
 

@@ -8,8 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastdit.evaluation.distances import Statistics, frechet_distance, kid, kid_interval, moments
+from fastdit.evaluation.frechet import Statistics, frechet_distance, moments
 from fastdit.evaluation.intervals import Interval
+from fastdit.evaluation.kernel import kid, kid_interval
 
 
 def features(n: int, dimension: int = 12, seed: int = 0, shift: float = 0.0) -> np.ndarray:
@@ -162,7 +163,7 @@ def slow_kid(x: np.ndarray, y: np.ndarray) -> float:
 def test_kid_by_pairs_and_by_blocks(monkeypatch):
     x, y = features(11, 5), features(9, 5, 1, 0.2)
     assert kid(x, y) == pytest.approx(slow_kid(x, y), rel=1e-10)
-    monkeypatch.setattr("fastdit.evaluation.distances.CELLS", 20)
+    monkeypatch.setattr("fastdit.evaluation.kernel.CELLS", 20)
     assert kid(x, y) == pytest.approx(slow_kid(x, y), rel=1e-10)
 
 
@@ -180,7 +181,7 @@ def test_kid_subsets_agree_with_torch_fidelity_and_clean_fid():
 def test_kid_interval_is_the_statistic_of_each_draw(monkeypatch):
     x, y = features(7, 4), features(6, 4, 1, 0.5)
     counts = np.array([[1, 1, 1, 1, 1, 1, 1], [3, 0, 2, 0, 1, 1, 0], [7, 0, 0, 0, 0, 0, 0]])
-    monkeypatch.setattr("fastdit.evaluation.distances.draws_of", lambda groups, draws, seed: counts)
+    monkeypatch.setattr("fastdit.evaluation.kernel.draws_of", lambda groups, draws, seed: counts)
     drawn = kid_interval({"a": x}, y).drawn["a"]
     assert drawn[0] == pytest.approx(slow_kid(x, y))
     # the second draw by hand: repeated samples, pairs of one sample with itself left out
@@ -225,7 +226,7 @@ def in_groups(count: int, size: int, seed: int, shift: float = 0.0) -> tuple[np.
 def test_a_group_drawn_twice_brings_its_own_pairs_twice(monkeypatch):
     (x, groups), y = in_groups(3, 2, 0), features(6, 24, 1)
     times = np.array([[1, 1, 1], [2, 0, 1], [0, 0, 3]])
-    monkeypatch.setattr("fastdit.evaluation.distances.draws_of", lambda *_: times.repeat(2, 1))
+    monkeypatch.setattr("fastdit.evaluation.kernel.draws_of", lambda *_: times.repeat(2, 1))
     found = kid_interval({"a": x}, y, groups)
     kernel, cross = ((x.astype(np.float64) @ other.T / 24 + 1) ** 3 for other in (x, y))
     own = np.mean([((y[i].astype(np.float64) @ y[j]) / 24 + 1) ** 3 for i, j in permutations(range(6), 2)])
@@ -240,7 +241,7 @@ def test_a_group_drawn_twice_brings_its_own_pairs_twice(monkeypatch):
         expected = np.mean([kernel[a[0], b[0]] for a, b in pairs]) + rest if pairs else np.nan
         assert found.across.drawn["a"][number] == pytest.approx(expected, nan_ok=True)
     assert found.values["a"] == pytest.approx(kid(x, y)), "the value is the one that others publish"
-    monkeypatch.setattr("fastdit.evaluation.distances.CELLS", 5)
+    monkeypatch.setattr("fastdit.evaluation.kernel.CELLS", 5)
     again = kid_interval({"a": x}, y, groups)
     np.testing.assert_allclose(again.drawn["a"], found.drawn["a"])
     np.testing.assert_allclose(again.across.drawn["a"], found.across.drawn["a"])

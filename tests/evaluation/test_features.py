@@ -10,10 +10,11 @@ import torch
 from evaluation_sets import Coarse, crops, save, save_run, tiny_clip
 from PIL import Image, ImageFilter
 
-from fastdit.evaluation.distances import Statistics, frechet_distance, kid, kid_interval
 from fastdit.evaluation.features import inception, inception_tf
 from fastdit.evaluation.features.base import load_extractors, open_extractor
 from fastdit.evaluation.features.extract import chosen_frames, extract, kept_features
+from fastdit.evaluation.frechet import Statistics, frechet_distance
+from fastdit.evaluation.kernel import kid, kid_interval
 from fastdit.evaluation.samples import Samples
 
 

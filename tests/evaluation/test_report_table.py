@@ -13,11 +13,12 @@ from report_runs import ITEMS, MERGING, run_of, write_runs
 
 from fastdit.evaluation import frames
 from fastdit.evaluation.comparison import compare
-from fastdit.evaluation.distances import Statistics, frechet_distance, kid_interval
 from fastdit.evaluation.features.base import Extractor
 from fastdit.evaluation.features.extract import extract
+from fastdit.evaluation.frechet import Statistics, frechet_distance
 from fastdit.evaluation.generate import generate
 from fastdit.evaluation.intervals import Interval
+from fastdit.evaluation.kernel import kid_interval
 from fastdit.evaluation.report import columns as c
 from fastdit.evaluation.report.rows import Reference, gather
 from fastdit.evaluation.report.table import Report

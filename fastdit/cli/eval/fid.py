@@ -61,10 +61,10 @@ def fid(
 
     from fastdit.cli.eval.bar import bar
     from fastdit.core.files import write_json
-    from fastdit.evaluation.distances import Statistics
     from fastdit.evaluation.distribution import groups_of, measure, open_reference
     from fastdit.evaluation.features.base import open_extractor
     from fastdit.evaluation.features.extract import first, kept_features
+    from fastdit.evaluation.frechet import Statistics
     from fastdit.evaluation.manifest import read_settings
     from fastdit.evaluation.samples import Samples, keep_result
 

@@ -8,8 +8,9 @@ import numpy as np
 
 from fastdit.core.files import read_json
 from fastdit.evaluation.comparison import compare
-from fastdit.evaluation.distances import Statistics, frechet_distance, kid_interval
+from fastdit.evaluation.frechet import Statistics, frechet_distance
 from fastdit.evaluation.intervals import Interval
+from fastdit.evaluation.kernel import kid_interval
 from fastdit.evaluation.perceptual import Perceptual
 from fastdit.evaluation.report import columns as c
 from fastdit.evaluation.report.columns import Column

@@ -7,9 +7,9 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
-from fastdit.evaluation.distances import Statistics
 from fastdit.evaluation.features.base import Extractor
 from fastdit.evaluation.features.extract import kept_features
+from fastdit.evaluation.frechet import Statistics
 from fastdit.evaluation.intervals import Interval
 from fastdit.evaluation.perceptual import Perceptual
 from fastdit.evaluation.report import columns as c
