@@ -15,6 +15,7 @@ import functools
 import statistics
 import subprocess
 import sys
+from pathlib import Path
 
 import torch
 from timing import in_turns, machine, ratio
@@ -22,7 +23,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastdit.attention.sparse import executed_pairs, sparse_attention
-from fastdit.core.memory import peak_memory
 from fastdit.ops.radial_mask import radial_block_mask
 
 TOKENS, CHANNELS, DECAY = 1560, 128, 0.2  # a frame of Wan at 480 x 832, a head, the published decay
@@ -52,12 +52,19 @@ def peak(which: str, frames: int, heads: int) -> float:
 
 def print_peak(which: str, frames: int, heads: int) -> None:
     call = dense if which == "dense" else functools.partial(sparse_attention, backend=which)
-    small, large = radial_block_mask(2, 1560), radial_block_mask(frames, TOKENS, decay=DECAY)
+    small, large = radial_block_mask(2, TOKENS), radial_block_mask(frames, TOKENS, decay=DECAY)
     small[0, 5] = False  # not a dense one
     call(*inputs(2, 1), *([] if which == "dense" else [small]))  # libraries and their buffers are loaded
-    before = peak_memory([]) or 0
+    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
+    before = resident("VmRSS")
     call(*inputs(frames, heads), *([] if which == "dense" else [large]))
-    print(((peak_memory([]) or 0) - before) / 1e6)
+    print(resident("VmHWM") - before)
+
+
+def resident(field: str) -> float:
+    """VmRSS or VmHWM (its peak) of this process in MB; Linux only."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith(field))
 
 
 def main() -> None:

@@ -15,14 +15,6 @@ from torch import Tensor
 
 from fastdit.attention.cover import Group, Piece
 
-TILE = 2**19  # scores: 2 MB in fp32, about a usual second-level cache
-GPU_TILE = 2**26
-
-
-def new_tile(like: Tensor) -> Tensor:
-    """Room for the scores of one tile."""
-    return like.new_empty(TILE if like.device.type == "cpu" else GPU_TILE)
-
 
 @dataclass(frozen=True)
 class Heads:
@@ -46,20 +38,19 @@ class Keys:
     start: int
     width: int
     moving: bool = False
-    tokens: Tensor | None = None  # or these, listed
+    apart: tuple[slice, ...] = ()  # or these tokens
 
     def pick(self, x: Tensor) -> Tensor:
         """Their rows (H, n, D) of x (H, L, D)."""
-        if self.tokens is not None:
-            return x.index_select(1, self.tokens)
+        if self.apart:  # not index_select, which first copies all of an x that is not contiguous
+            return torch.cat([x[:, some] for some in self.apart], dim=1)
         return x[:, self.start : self.start + self.width]
 
     def add(self, x: Tensor, part: Tensor) -> None:
         """Add part (H, n, D) to their rows of x (H, L, D)."""
-        if self.tokens is not None:
-            x.index_add_(1, self.tokens, part)
-        else:
-            x[:, self.start : self.start + self.width] += part
+        places = self.apart or (slice(self.start, self.start + self.width),)
+        for place, own in zip(places, part.chunk(len(places), dim=1), strict=True):
+            x[:, place] += own
 
     def windows(self, x: Tensor, rows: int, size: int) -> Tensor:
         """For one head x (L, D) the window of each query block: overlapping views (R, n, D) of the same memory."""
@@ -69,15 +60,14 @@ class Keys:
 
 def keys_of(piece: Piece, heads: Heads, tile: int) -> Iterator[Keys]:
     """A piece's keys in runs whose scores fit into `tile` numbers; one block of keys is the least."""
-    size, device = heads.block_size, heads.q.device
+    size = heads.block_size
     most = max(1, tile // (len(heads.q) * piece.rows * size * size))
     step = math.ceil(piece.width / math.ceil(piece.width / most))
     for at in range(0, piece.width, step):
         stop = min(at + step, piece.width)
         if piece.blocks:
-            blocks = torch.tensor(piece.blocks[at:stop], device=device)
-            tokens = (blocks[:, None] * size + torch.arange(size, device=device)).flatten()
-            yield Keys(0, len(tokens), tokens=tokens)
+            apart = tuple(slice(block * size, (block + 1) * size) for block in piece.blocks[at:stop])
+            yield Keys(0, len(apart) * size, apart=apart)
         else:
             first, last = (piece.start + at) * size, (piece.start + stop) * size
             yield Keys(first, min(last, heads.k.shape[1]) - first, moving=bool(piece.step))

@@ -9,37 +9,41 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import torch
 
+Space = TypeVar("Space")
 
-def run(tasks: Iterable[Callable[[], None]], threads: int) -> None:
+
+def run(tasks: Iterable[Callable[[Space], None]], prepare: Callable[[], Space], threads: int) -> None:
     """Call every task; with more than one thread in any order, several at once, each with PyTorch on one thread.
 
-    The iterable is drawn from as threads get free, so what it prepares for a task lives no longer than needed. The
+    A task is handed what `prepare` has made for its thread: room for intermediate results, used again and again. The
     first exception ends the run and is raised here; an interrupt lets the tasks at work finish.
     """
     if threads == 1:
+        space = prepare()
         for task in tasks:
-            task()
+            task(space)
         return
     source, lock, stop = iter(tasks), threading.Lock(), threading.Event()
     inference = torch.is_inference_mode_enabled()
 
     def work() -> None:
         torch.set_num_threads(1)  # of this thread, and what threads start with that are yet to come
-        with torch.inference_mode(inference), torch.no_grad():
-            try:
+        try:
+            with torch.inference_mode(inference), torch.no_grad():
+                space = prepare()
                 while not stop.is_set():
                     with lock:
                         task = next(source, None)
                     if task is None:
                         return
-                    task()
-                    del task  # while this thread waits for the next, what the task holds can go
-            except BaseException:
-                stop.set()
-                raise
+                    task(space)
+        except BaseException:
+            stop.set()
+            raise
 
     before = torch.get_num_threads()
     try:

@@ -81,7 +81,7 @@ def test_equals_dense_masked_attention(problem, heads, channels, loudness, tile,
     q, k, v = inputs(len(lengths), tokens, heads, channels)
     q = q * loudness  # scores up to about 150: each of the three ways to keep exp in range gets its turn
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fastdit.attention.tiles.TILE", tile)
+        patch.setattr(sdpa, "TILE", tile)
         patch.setattr(sdpa, "SHORT_SEQUENCE", 10**9 if short else 0)
         out = sparse_attention(q, k, v, mask, block_size=size, kv_length=lengths)
     expected = dense(q.double(), k.double(), v.double(), mask, size, lengths)
@@ -204,11 +204,11 @@ def test_several_threads_give_the_same(monkeypatch):
 
 
 def test_an_error_in_one_thread_ends_all():
-    def fail():
-        raise KeyError("lost")
+    def fail(space):
+        raise KeyError(space)
 
     with pytest.raises(KeyError, match="lost"):
-        workers.run((fail for _ in iter(int, 1)), 3)  # endless, were it not for the error
+        workers.run((fail for _ in iter(int, 1)), lambda: "lost", 3)  # endless, were it not for the error
 
 
 def test_executed_pairs_counts_what_dense_would_keep():

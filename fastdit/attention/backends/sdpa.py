@@ -10,8 +10,9 @@ running maximum (Milakov and Gimelshein, arXiv 1805.02867). The gradient recompu
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from torch.nn import functional as F
 
 from fastdit.attention.backends.base import BACKENDS, Backend, SparseCall
 from fastdit.attention.cover import Group, cover
-from fastdit.attention.tiles import Heads, Queries, add_values, by_row, keys_of, new_tile, scores, standing
+from fastdit.attention.tiles import Heads, Queries, add_values, by_row, keys_of, scores, standing
 from fastdit.attention.workers import run
 
 BOUND = 60.0  # exp(60) times a million keys is far from the end of fp32, and exp(-60) from its smallest normal number
@@ -32,6 +33,11 @@ RANGE = (
 TRUSTED = (1e-20, 1e30)  # sums of weights in this range have lost nothing to a badly guessed shift
 PROBES = 64  # keys from which the shift is guessed
 SHORT_SEQUENCE = 1024  # tokens
+TILE = 2**19  # scores: 2 MB in fp32, about a usual second-level cache
+GPU_TILE = 2**26
+SPARE = (
+    0.15  # memory for copies beside that of q, k, v and the result: rows that lie far apart cost a tenth of the time
+)
 HEADS = 8  # in each operation on a GPU
 
 
@@ -95,54 +101,55 @@ def _forward(call: SparseCall, lse: Tensor | None = None) -> Tensor:
     """The result (B, S, H, D); the log-sum-exp of each query's scores is written to lse (B, H, S, 1) if given."""
     q, k, v, out = (x.transpose(1, 2) for x in (call.q, call.k, call.v, torch.empty_like(call.q)))  # (B, H, S, D)
 
-    def attend_group(heads: Heads, group: Group, key_norm: Tensor, b: int, some: slice) -> None:
+    def attend_group(heads: Heads, group: Group, key_norm: Tensor, b: int, some: slice, tile: Tensor) -> None:
         rows = heads.tokens_of(group)
-        values, total, shift = _attend_group(heads, group, key_norm)
+        values, total, shift = _attend_group(heads, group, key_norm, tile)
         out[b, some, rows] = values.div_(total).to(out.dtype)
         if lse is not None:
             lse[b, some, rows] = total.log() if shift is None else total.log() + shift
 
-    def tasks() -> Iterator[Callable[[], None]]:
-        for b, some, length in _parts(call):
-            heads = _load(call, q[b, some, :length], k[b, some, :length], v[b, some, :length])
+    at_once, rooms = _rooms(call)
+    parts = list(_parts(call))
+    for first in range(0, len(parts), at_once):
+        tasks: list[Callable[[Tensor], None]] = []
+        for i, (b, some, length) in enumerate(parts[first : first + at_once]):
+            heads = _load(call, q[b, some, :length], k[b, some, :length], v[b, some, :length], rooms[i])
             key_norm = torch.linalg.vector_norm(heads.k, dim=-1).amax()
-            for group in _groups(call, length):
-                yield partial(attend_group, heads, group, key_norm, b, some)
-
-    run(tasks(), _threads(call))
+            tasks += [partial(attend_group, heads, group, key_norm, b, some) for group in _groups(call, length)]
+        run(tasks, partial(_new_tile, call), _threads(call))
     for b, length in enumerate(call.lengths):
         out[b, :, length:] = 0
     return out.transpose(1, 2)
 
 
-def _attend_group(heads: Heads, group: Group, key_norm: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+def _attend_group(heads: Heads, group: Group, key_norm: Tensor, tile: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
     """Sum of weighted values (H, M, D), sum of weights (H, M, 1), and what was subtracted from the scores (H, M, 1)."""
     rows = heads.tokens_of(group)
     q = heads.q[:, rows]
     q = q * (1 / math.sqrt(q.shape[-1]))  # (H, M, D), contiguous
     bound = float(torch.linalg.vector_norm(q, dim=-1).amax() * key_norm)
     if bound <= BOUND:
-        return *_accumulate(heads, group, q, None), None
+        return *_accumulate(heads, group, q, tile, None), None
     if bound <= LOOSE:
         near = heads.k[:, rows]  # keys nearby tend to matter most
         near = near[:, :: max(1, near.shape[1] // PROBES)]
         shift = torch.bmm(q, near.transpose(1, 2)).amax(-1, keepdim=True)
-        values, total = _accumulate(heads, group, q, shift)
+        values, total = _accumulate(heads, group, q, tile, shift)
         if TRUSTED[0] < float(total.amin()) and float(total.amax()) < TRUSTED[1]:
             return values, total, shift
     shift = torch.full_like(q[..., :1], -math.inf)
-    return *_accumulate(heads, group, q, shift, running=True), shift
+    return *_accumulate(heads, group, q, tile, shift, running=True), shift
 
 
 def _accumulate(
-    heads: Heads, group: Group, q: Tensor, shift: Tensor | None, running: bool = False
+    heads: Heads, group: Group, q: Tensor, tile: Tensor, shift: Tensor | None, running: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Sums of weighted values (H, M, D) and of weights (H, M, 1), a weight being exp(score - shift).
 
     With `running` the shift becomes the maximum of each row as it goes, and the sums so far are scaled to it.
     """
     values, total = torch.zeros_like(q), torch.zeros_like(q[..., :1])
-    queries, tile = Queries(q, heads.block_size), new_tile(q)
+    queries = Queries(q, heads.block_size)
     for piece in group.pieces:
         rows = _inside(heads, group, piece)
         own_values, own_total = values[:, rows], total[:, rows]
@@ -170,24 +177,23 @@ def _backward(
     q, k, v, out, grad = (x.transpose(1, 2) for x in (q, k, v, out, grad))  # (B, H, S, D)
     results = [torch.zeros_like(x) for x in (q, k, v)]
 
-    def differentiate(b: int, some: slice, length: int) -> None:
-        parts = _backward_heads(call, *(x[b, some, :length] for x in (q, k, v, out, lse, grad)))
+    def differentiate(b: int, some: slice, length: int, tile: Tensor) -> None:
+        parts = _backward_heads(call, *(x[b, some, :length] for x in (q, k, v, out, lse, grad)), tile)
         for whole, part in zip(results, parts, strict=True):
             whole[b, some, :length] = part.to(whole.dtype)
 
-    run((partial(differentiate, *part) for part in _parts(call)), _threads(call))
+    run((partial(differentiate, *part) for part in _parts(call)), partial(_new_tile, call), _threads(call))
     return tuple(x.transpose(1, 2) for x in results)  # type: ignore[return-value]
 
 
 def _backward_heads(
-    call: SparseCall, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, grad: Tensor
+    call: SparseCall, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, grad: Tensor, tile: Tensor
 ) -> list[Tensor]:
     """Gradients of q, k and v of some heads of one sample, each (H, L, D)."""
     heads, size, scale = _load(call, q, k, v), call.block_size, 1 / math.sqrt(q.shape[-1])
     dq, dk, dv = sums = [
         torch.zeros_like(x, memory_format=torch.contiguous_format) for x in (heads.q, heads.k, heads.v)
     ]
-    tile = new_tile(heads.q)
     for group in _groups(call, q.shape[1]):
         for piece in (part for whole in group.pieces for part in standing(whole)):
             rows = heads.tokens_of(piece)
@@ -221,12 +227,28 @@ def _groups(call: SparseCall, length: int) -> tuple[Group, ...]:
     return cover(call.packed, len(call.mask), call.block_size, length)
 
 
-def _load(call: SparseCall, q: Tensor, k: Tensor, v: Tensor) -> Heads:
-    """Heads (H, L, D) as the tiles want them; keys and values are made contiguous where that copy is small."""
-    dtype = _working(q.dtype)
-    if len(call.lengths) * call.q.shape[2] >= 8 * len(q):
-        k, v = k.contiguous(), v.contiguous()
-    return Heads(q.to(dtype), k.to(dtype), v.to(dtype), call.block_size)
+def _rooms(call: SparseCall) -> tuple[int, Sequence[Sequence[Tensor]]]:
+    """How many parts to load at once, and for each of them the room to copy keys and values (1, S, D) to, if any."""
+    dtype, (batch, tokens, heads, channels) = _working(call.q.dtype), call.q.shape
+    copies = int(SPARE * 4 * batch * heads * call.q.dtype.itemsize / dtype.itemsize)
+    if call.q.device.type != "cpu" or copies < 2:
+        return 1, [[]]
+    return copies // 2, torch.empty(copies // 2, 2, 1, tokens, channels, dtype=dtype)  # type: ignore[return-value]
+
+
+def _load(call: SparseCall, q: Tensor, k: Tensor, v: Tensor, room: Sequence[Tensor] = ()) -> Heads:
+    """Heads (H, L, D) as the tiles want them, keys and values copied to `room` where they are not contiguous."""
+    dtype, loaded = _working(q.dtype), []
+    for x, place in zip_longest((k, v), room):
+        fits = x.dtype == dtype and x.is_contiguous()
+        loaded.append(x.to(dtype) if fits or place is None else place[:, : x.shape[1]].copy_(x))
+    return Heads(q.to(dtype), *loaded, call.block_size)
+
+
+def _new_tile(call: SparseCall) -> Tensor:
+    """Room for the scores of one tile."""
+    size = TILE if call.q.device.type == "cpu" else GPU_TILE
+    return torch.empty(size, dtype=_working(call.q.dtype), device=call.q.device)
 
 
 def _working(dtype: torch.dtype) -> torch.dtype:
