@@ -11,12 +11,14 @@ _HOMES = {
     "restore": "fastdit.pipelines",
     "Recipe": "fastdit.pipelines",
     "TokenMerging": "fastdit.methods.token_merging",
+    "RadialAttention": "fastdit.methods.radial_attention",
     "NothingAccelerated": "fastdit.core.errors",
 }
-__all__ = ["FastDiTPipeline", "NothingAccelerated", "Recipe", "TokenMerging", "accelerate", "restore"]
+__all__ = ["FastDiTPipeline", "NothingAccelerated", "RadialAttention", "Recipe", "TokenMerging", "accelerate", "restore"]
 
 if TYPE_CHECKING:
     from fastdit.core.errors import NothingAccelerated
+    from fastdit.methods.radial_attention import RadialAttention
     from fastdit.methods.token_merging import TokenMerging
     from fastdit.pipelines import FastDiTPipeline, Recipe, accelerate, restore
 

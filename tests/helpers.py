@@ -31,8 +31,24 @@ def settings(kind: str, rows: Callable[[Tiny], Any] = lambda tiny: tiny.family) 
         for name in load_methods()
         for setting in getattr(TABLE[name], kind)
         for tiny in (TINY if setting in first else one_of_each)
-        if not setting.method.missing(load_families()[tiny.family])
+        if fits(tiny, setting)
     ]
+
+
+def fits(tiny: Tiny, setting: Setting) -> bool:
+    """Whether the family offers what the method needs."""
+    return not setting.method.missing(load_families()[tiny.family])
+
+
+def pairs(found: list[Setting], names: list[str] | None = None) -> list[Any]:
+    """pytest parameters (tiny, setting) of given settings on the named rows (all) that they fit."""
+    rows = TINY if names is None else [BY_NAME[name] for name in names]
+    return [pytest.param(t, s, id=f"{t.name}-{s}") for s in found for t in rows if fits(t, s)]
+
+
+def home(setting: Setting, *names: str) -> Tiny:
+    """The first of the named rows that a setting fits."""
+    return next(BY_NAME[name] for name in names if fits(BY_NAME[name], setting))
 
 
 def rotary_kind(tiny: Tiny) -> Any:
@@ -48,6 +64,11 @@ def first_settings(kind: str = "active") -> list[Setting]:
         for setting in getattr(TABLE[name], kind):
             found.setdefault((name, setting.seam), setting)
     return list(found.values())
+
+
+def universal_settings() -> list[Setting]:
+    """Those of `first_settings()` that fit nearly every family: what tests take that need any method at all."""
+    return [setting for setting in first_settings() if fits(BY_NAME["pixart_alpha"], setting)]
 
 
 @functools.cache
@@ -110,5 +131,5 @@ def assert_same_objects(before: dict, after: dict) -> None:
 
 __all__ = [
     "BY_NAME", "ON_EACH", "NothingAccelerated", "assert_close", "assert_same_objects", "counted", "dense_output",
-    "first_settings", "rotary_kind", "settings", "snapshot",
+    "first_settings", "fits", "home", "pairs", "rotary_kind", "settings", "snapshot", "universal_settings",
 ]  # fmt: skip

@@ -6,7 +6,7 @@ A new method adds its row here and nothing else; `tests/matrix` does the rest.
 from dataclasses import dataclass, field
 from typing import Any
 
-from fastdit import TokenMerging
+from fastdit import RadialAttention, TokenMerging
 from fastdit.attention.processor import ProcessorWrapper
 from fastdit.methods.base import Method
 from fastdit.methods.token_merging.block import MergedBlock
@@ -88,5 +88,52 @@ TABLE: dict[str, Row] = {
             ("proportional", "yes"),
         ),
         clashes=((TokenMerging(), TokenMerging(reducer="pool")), (TokenMerging(), TokenMerging(scope="block"))),
+    ),
+    "radial_attention": Row(
+        neutral=(Setting(RadialAttention(dense_share=1.0, dense_layers=0), ATTENTION),),
+        active=(
+            Setting(RadialAttention(decay=0.2, dense_share=0, dense_layers=0), ATTENTION),
+            Setting(RadialAttention(decay=0.2, dense_share=0, dense_layers=0, token_order="tile"), ATTENTION),
+        ),
+        falling=(
+            RadialAttention(dense_share=1.0, dense_layers=0),
+            RadialAttention(decay=0.2, dense_share=0.5, dense_layers=0),
+            RadialAttention(decay=0.2, dense_share=0, dense_layers=0),
+        ),
+        command_lines={
+            "radial_attention": RadialAttention(),
+            "radial-attention:decay=0.2,dense-steps=12": RadialAttention(decay=0.2, dense_steps=12),
+            "radial_attention:decay=0.95,sink=false,dense-layers=0,dense-share=0.3,dense-end=1": RadialAttention(
+                decay=0.95, sink=False, dense_layers=0, dense_share=0.3, dense_end=1
+            ),
+            "radial_attention:block_size=64,near-width=0.5,token-order=tile,backend=sdpa,noise=0:0.9": RadialAttention(
+                block_size=64, near_width=0.5, token_order="tile", backend="sdpa", noise=(0, 0.9)
+            ),
+        },
+        bad=(
+            ("decay", 0),
+            ("decay", -1),
+            ("decay", float("nan")),
+            ("decay", "wide"),
+            ("dense_share", 1.5),
+            ("dense_share", True),
+            ("dense_steps", -1),
+            ("dense_steps", 2.5),
+            ("dense_end", -1),
+            ("dense_layers", "first"),
+            ("noise", (0.5, 0.5)),
+            ("block_size", 0),
+            ("block_size", "large"),
+            ("sink", 1.0),
+            ("near_width", 0),
+            ("near_width", 1.5),
+            ("token_order", "hilbert"),
+            ("backend", "magic"),
+        ),
+        clashes=(
+            (RadialAttention(), RadialAttention(decay=0.2)),
+            (RadialAttention(), TokenMerging()),
+            (RadialAttention(), TokenMerging(scope="block")),
+        ),
     ),
 }

@@ -11,25 +11,34 @@ from typing import Any
 
 import torch
 
-from fastdit.attention.reduced import attend
+from fastdit.attention.reduced import Attention, attend
+from fastdit.attention.swap import call_swapped
 from fastdit.attention.tokens import TokenStep
 from fastdit.models.base import Rotary
 
 
 class ProcessorWrapper:
-    """Calls the original processor; `tokens` is this forward's token step, or None to pass through."""
+    """Calls the original processor; `tokens` and `kernel` are this forward's orders, both None to pass through.
+
+    A call on reduced tokens keeps the host's own kernel: the reduced tokens stand on no grid that a mask could know.
+    """
 
     names: tuple[str, ...] = ()  # the original's positional argument names after the attention module
 
     def __init__(self, original: Any, rotary: Rotary | None) -> None:
         self.original, self.rotary = original, rotary
         self.tokens: TokenStep | None = None
+        self.kernel: Attention | None = None  # stands in for the scaled-dot-product call inside the original
 
     def run(self, attn: Any, args: tuple, kwargs: dict) -> Any:
-        if self.tokens is None:
+        if self.tokens is None and self.kernel is None:
             return self.original(attn, *args, **kwargs)
         arguments = {**dict(zip(self.names, args, strict=False)), **kwargs}
-        return attend(functools.partial(self.original, attn), arguments, self.tokens, self.rotary, self.describe)
+        original = functools.partial(self.original, attn)
+        if self.tokens is not None:
+            return attend(original, arguments, self.tokens, self.rotary, self.describe)
+        assert self.kernel is not None
+        return call_swapped(original, arguments, self.kernel, self.describe)
 
     def describe(self) -> str:
         backend = getattr(self.original, "_attention_backend", None)

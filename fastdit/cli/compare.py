@@ -1,11 +1,13 @@
 """fastdit compare: the dense and the accelerated model from the same noise, side by side."""
 
+import functools
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from fastdit.cli import options as o
+from fastdit.cli import video as v
 
 
 def compare(
@@ -18,29 +20,35 @@ def compare(
     seed: o.SeedOption = 0,
     height: o.HeightOption = None,
     width: o.WidthOption = None,
+    num_frames: o.FramesOption = None,
+    fps: v.FpsOption = 16,
     negative_prompt: o.NegativeOption = None,
+    image: v.ImageOption = None,
     repeats: Annotated[int, typer.Option("--repeats", min=1, help="timed runs of each, alternating")] = 3,
     dtype: o.DtypeOption = "auto",
     device: o.DeviceOption = "auto",
-    output: Annotated[Path, typer.Option("-o", "--output", help="the side-by-side picture")] = Path("compare.png"),
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="the side-by-side picture or video [default: compare.png, compare.mp4]"),
+    ] = None,
 ) -> None:
-    """Run dense and accelerated alternately from the same noise; show pictures, seconds, MACs, PSNR and SSIM."""
-    import numpy as np
-    from rich.console import Console
-    from rich.table import Table
+    """Run dense and accelerated alternately from the same noise; show both, seconds, MACs, PSNR and SSIM.
 
+    Beside a video, a PNG of the same name shows some frames of each.
+    """
+    from fastdit.cli import output as out
     from fastdit.cli.measure import in_turns
-    from fastdit.cli.output import check_kind, check_output, print_report, print_timing, save_picture
-    from fastdit.evaluation.fidelity import psnr, ssim
+    from fastdit.cli.side_by_side import side_by_side, strip
+    from fastdit.evaluation.fidelity import WINDOW
+    from fastdit.evaluation.frames import write_picture
+    from fastdit.evaluation.generate import to_uint8
 
-    check_output(output)
+    out.check_output(output or Path("compare.png"))
+    first_frame = v.first_frame(image)
     pipe = o.load(model, o.recipe_from(method, recipe), device, dtype)
-    if o.makes_videos(pipe):
-        raise ValueError(
-            f"compare shows pictures, and {type(pipe).__name__} makes videos: generate one, and one more with "
-            "-m token_merging:density=1, which is dense"
-        )
-    check_kind(output, videos=False)
+    videos = o.makes_videos(pipe)
+    output = output or Path("compare.mp4" if videos else "compare.png")
+    out.check_kind(output, videos)
     if not pipe.methods:
         raise ValueError("there is nothing to compare: give a method with -m or a recipe")
     given = o.call_arguments(
@@ -50,46 +58,63 @@ def compare(
             "guidance_scale": guidance_scale,
             "height": height,
             "width": width,
-            "negative_prompt": [negative_prompt] * len(prompts) if negative_prompt else None,
+            "num_frames": num_frames,
+            "negative_prompt": negative_prompt,
+            "image": first_frame,
         },
     )
+    v.check_num_frames(pipe, given)
+    for name in ("height", "width"):
+        if given.get(name, WINDOW) < WINDOW:
+            raise ValueError(f"--{name} {given[name]}: SSIM needs at least {WINDOW} pixels")
+    run = functools.partial(_samples, pipe, given, seed)
+    parts = [[prompt] for prompt in prompts] if videos else [prompts]  # videos one by one: they fill the memory
+    timing = in_turns(pipe, [functools.partial(run, start, part) for start, part in enumerate(parts)], repeats)
+    dense, fast = ([sample for made in side for sample in made] for side in zip(*timing.made, strict=True))
+    out.print_timing(timing)
+    titles = _print_fidelity(dense, fast, prompts)
+    out.print_report(timing.reports[0][1])
 
-    def run() -> Any:
-        asked = o.prompt_arguments(pipe, prompts)
-        return np.asarray(pipe(**asked, **given, generator=o.generators(seed, len(prompts)), output_type="np").images)
-
-    timing = in_turns(pipe, run, repeats)
-    (dense, _), (fast, fast_report) = timing.dense[0], timing.fast[0]
     seconds = dict(zip(("dense", "accelerated"), timing.seconds, strict=True))
-    print_timing(timing)
-    table = Table("prompt", "PSNR", "SSIM", title="accelerated against dense")
-    for prompt, a, b in zip(prompts, dense, fast, strict=True):
-        table.add_row(prompt, f"{psnr(a, b):.1f} dB", f"{ssim(a, b):.3f}")
-    Console().print(table)
-    print_report(fast_report)
     settings = o.settings(pipe, model, given) | {"prompts": prompts, "seed": seed, "median_seconds": seconds}
-    save_picture(side_by_side(dense, fast, prompts, seconds), output, settings)
+    if videos:
+        out.save_video(side_by_side(dense, fast, prompts, seconds), output, fps)
+        typer.echo(str(output))
+        output = output.with_suffix(".png")
+        sheet = strip(dense, fast, titles)
+    else:
+        clips = ([to_uint8(picture)[None] for picture in side] for side in (dense, fast))  # of one frame each
+        sheet = side_by_side(*clips, prompts, seconds)[0]
+    write_picture(output, sheet, settings)
     typer.echo(str(output))
 
 
-def side_by_side(dense: Any, fast: Any, prompts: list[str], seconds: dict[str, float], least: int = 256) -> Any:
-    """One row a prompt, dense left and accelerated right; small pictures are enlarged by whole pixels."""
+def _samples(pipe: Any, given: dict[str, Any], seed: int, start: int, prompts: list[str]) -> Any:
+    """Pictures (B, H, W, 3) as floats in [0, 1], videos (B, T, H, W, 3) as uint8; the first has the seed + start."""
     import numpy as np
-    from PIL import Image, ImageDraw, ImageFont
 
-    scale = max(1, -(-least // dense.shape[1]))
-    height, width = dense.shape[1] * scale, dense.shape[2] * scale
-    margin, title = 12, 28
-    font = ImageFont.load_default(14)
-    sheet = Image.new("RGB", (2 * width + 3 * margin, len(prompts) * (height + title + margin) + title), "white")
-    draw = ImageDraw.Draw(sheet)
-    for column, name in enumerate(("dense", "accelerated")):
-        draw.text((margin + column * (width + margin), 8), f"{name}, {seconds[name]:.2f} s", "black", font)
-    for row, (prompt, *pair) in enumerate(zip(prompts, dense, fast, strict=True)):
-        top = title + row * (height + title + margin)
-        draw.text((margin, top + height + 6), prompt, "black", font)
-        for column, picture in enumerate(pair):
-            image = Image.fromarray((picture.clip(0, 1) * 255).round().astype(np.uint8))
-            image = image.resize((width, height), Image.Resampling.NEAREST)
-            sheet.paste(image, (margin + column * (width + margin), top))
-    return sheet
+    from fastdit.evaluation.generate import to_uint8
+
+    if "negative_prompt" in given:
+        given = {**given, "negative_prompt": [given["negative_prompt"]] * len(prompts)}
+    asked = o.prompt_arguments(pipe, prompts)
+    made = pipe(**asked, **given, generator=o.generators(seed + start, len(prompts)), output_type="np")
+    return to_uint8(made.frames) if o.makes_videos(pipe) else np.asarray(made.images)
+
+
+def _print_fidelity(dense: list[Any], fast: list[Any], prompts: list[str]) -> list[str]:
+    """A table of PSNR and SSIM, for videos their means over the frames; each prompt with its figures is returned."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from fastdit.evaluation.fidelity import psnr, ssim
+
+    over = f", mean of {len(dense[0])} frames" if dense[0].ndim == 4 else ""
+    table = Table("prompt", "PSNR", "SSIM", title=f"accelerated against dense{over}")
+    titles = []
+    for prompt, a, b in zip(prompts, dense, fast, strict=True):
+        figures = f"{psnr(a, b):.1f} dB", f"{ssim(a, b):.3f}"
+        table.add_row(prompt, *figures)
+        titles.append(f"{prompt} (PSNR {figures[0]}, SSIM {figures[1]})")
+    Console().print(table)
+    return titles

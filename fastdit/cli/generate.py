@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from fastdit.cli import options as o
+from fastdit.cli import video as v
 
 
 def generate(
@@ -18,11 +19,11 @@ def generate(
     seed: o.SeedOption = 0,
     height: o.HeightOption = None,
     width: o.WidthOption = None,
-    num_images: Annotated[int, typer.Option("--num-images", min=1, help="pictures per prompt")] = 1,
+    num_images: Annotated[int, typer.Option("--num-images", min=1, help="pictures or videos per prompt")] = 1,
     num_frames: o.FramesOption = None,
-    fps: Annotated[int, typer.Option("--fps", min=1, help="frames per second of a video")] = 16,
+    fps: v.FpsOption = 16,
     negative_prompt: o.NegativeOption = None,
-    image: Annotated[Path | None, typer.Option("--image", help="first frame for image-to-video models")] = None,
+    image: v.ImageOption = None,
     lora: Annotated[str | None, typer.Option("--lora", metavar="PATH[:SCALE]")] = None,
     offload: Annotated[
         str, typer.Option("--offload", metavar="none|model", help="model: only the part at work stays on the device")
@@ -41,7 +42,7 @@ def generate(
     from fastdit.cli.measure import in_turns
 
     out.check_output(output or Path("out.png"))
-    first_frame = _picture(image)
+    first_frame = v.first_frame(image)
     pipe = o.load(model, o.recipe_from(method, recipe), device, dtype, offload, lora)
     videos = o.makes_videos(pipe)
     output = output or Path("out.mp4" if videos else "out.png")
@@ -58,6 +59,7 @@ def generate(
             "image": first_frame,
         },
     )
+    v.check_num_frames(pipe, given)
     if compile:
         _compile_blocks(pipe)
 
@@ -82,20 +84,7 @@ def generate(
             typer.echo(f"{path}  {wanted[index]!r}, seed {seed + index}")
         out.print_report(pipe.report)
     if measure:
-        out.print_timing(in_turns(pipe, lambda: run(0), repeats=3))
-
-
-def _picture(path: Path | None) -> Any:
-    if path is None:
-        return None
-    if not path.is_file():
-        raise ValueError(f"--image {path} does not exist")
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        return Image.open(path).convert("RGB")
-    except (UnidentifiedImageError, OSError) as error:
-        raise ValueError(f"--image {path} is no picture that can be read ({error})") from error
+        out.print_timing(in_turns(pipe, [lambda: run(0)], repeats=3))
 
 
 def _compile_blocks(pipe: Any) -> None:

@@ -1,45 +1,48 @@
 """Timing dense against accelerated on a shared machine: in turns, after a warm-up, by medians."""
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Results and reports of alternating runs, dense and accelerated, and the seconds of each."""
+    """What each run made and the reports of every pair of runs, always as (dense, accelerated)."""
 
-    dense: list[tuple[Any, Any]]
-    fast: list[tuple[Any, Any]]
+    made: list[tuple[Any, Any]]  # of the first pair alone: videos fill the memory
+    reports: list[tuple[Any, Any]]
 
     @property
     def seconds(self) -> tuple[float, float]:
         """Medians: (dense, accelerated)."""
-        return tuple(statistics.median(report.seconds for _, report in runs) for runs in (self.dense, self.fast))  # type: ignore[return-value]
+        dense, fast = (statistics.median(report.seconds for report in side) for side in zip(*self.reports, strict=True))
+        return dense, fast
 
     @property
     def ratio(self) -> str:
         """`1.20x (1.15 to 1.24)`: ratio of medians and the spread of the pairs."""
-        pairs = [d.seconds / f.seconds for (_, d), (_, f) in zip(self.dense, self.fast, strict=True)]
+        pairs = [dense.seconds / fast.seconds for dense, fast in self.reports]
         dense, fast = self.seconds
         return f"{dense / fast:.2f}x ({min(pairs):.2f} to {max(pairs):.2f})"
 
 
-def in_turns(pipe: Any, run: Callable[[], Any], repeats: int) -> Timing:
-    """Run dense and accelerated alternately, `repeats` times each after one warm-up of both."""
+def in_turns(pipe: Any, runs: Sequence[Callable[[], Any]], repeats: int) -> Timing:
+    """Run dense and accelerated alternately, `repeats` times each of `runs`, after one warm-up of both."""
 
-    def once() -> tuple[Any, Any]:
-        return run(), pipe.report
+    def pair(run: Callable[[], Any], doing: str) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
+        pipe.set_progress_bar_config(desc=doing)
+        with pipe.dense():
+            dense, report = run(), pipe.report
+        return (dense, run()), (report, pipe.report)
 
     timing = Timing([], [])
-    for turn in range(repeats + 1):
-        pipe.set_progress_bar_config(desc=f"timing, pair {turn} of {repeats}" if turn else "warm-up")
-        with pipe.dense():
-            dense = once()
-        fast = once()
-        if turn:
-            timing.dense.append(dense)
-            timing.fast.append(fast)
+    pair(runs[0], "warm-up")
+    for run in runs:
+        for turn in range(repeats):
+            made, reports = pair(run, f"timing, pair {len(timing.reports) + 1} of {len(runs) * repeats}")
+            timing.reports.append(reports)
+            if turn == 0:
+                timing.made.append(made)
     pipe.set_progress_bar_config()
     return timing

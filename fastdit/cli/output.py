@@ -86,9 +86,9 @@ def print_timing(timing: Any) -> None:
 
     from fastdit.core.report import human
 
-    (dense, fast), report = timing.seconds, timing.fast[0][1]
+    (dense, fast), report = timing.seconds, timing.reports[0][1]
     table = Table("", "dense", "accelerated", "ratio")
-    table.add_row(f"seconds, median of {len(timing.fast)}", f"{dense:.2f}", f"{fast:.2f}", timing.ratio)
+    table.add_row(f"seconds, median of {len(timing.reports)}", f"{dense:.2f}", f"{fast:.2f}", timing.ratio)
     saved = f"{report.macs_dense / report.macs_executed:.2f}x" if report.macs_executed else ""
     table.add_row("MACs, transformer", human(report.macs_dense), human(report.macs_executed), saved)
     Console().print(table)

@@ -6,6 +6,7 @@ accelerates books the difference it makes, with its true sparsity and the cost o
 
 import copy
 import math
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -24,12 +25,30 @@ def attention_macs(queries: int, keys: int, width: int) -> int:
     return 2 * queries * keys * width
 
 
+_counter: ContextVar["CountMacs | None"] = ContextVar("counter", default=None)
+
+
+def book_macs(macs: int) -> None:
+    """Add work to the count that is open, if any: for kernels whose operations are not seen, such as sparse ones."""
+    counter = _counter.get()
+    if counter is not None:
+        counter.total += macs
+
+
 class CountMacs(TorchFunctionMode):
     """Within this mode `total` grows by the MACs of linear layers, convolutions, matrix products and attention."""
 
     def __init__(self) -> None:
         super().__init__()
         self.total = 0
+
+    def __enter__(self) -> "CountMacs":
+        self._token = _counter.set(self)
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        _counter.reset(self._token)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

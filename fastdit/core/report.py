@@ -6,13 +6,18 @@ from typing import Any
 
 @dataclass
 class MethodReport:
-    """What one method did in a run; `reason` says why it did nothing, where it did nothing."""
+    """What one method did in a run; `reason` says why it did nothing, where it did nothing, `note` how it did it.
+
+    `cautions` are what the user should know of this run beforehand; the run's report repeats them as warnings.
+    """
 
     layers: int = 0
     calls: int = 0
     density: float | None = None
     backend: str = ""
     reason: str = ""
+    note: str = ""
+    cautions: list[str] = field(default_factory=list)
     _rows: float = field(default=0.0, repr=False)
 
     def book(self, calls: int, density: float) -> None:
@@ -75,7 +80,7 @@ class RunReport:
         ]
         header = ("method", "layers", "calls", "density", "backend", "note")
         cells = [
-            (name, m.layers, m.calls, "-" if m.density is None else f"{m.density:.3f}", m.backend or "-", m.reason)
+            (name, m.layers, m.calls, "-" if m.density is None else f"{m.density:.3f}", m.backend or "-", m.reason or m.note)
             for name, m in self.methods.items()
         ]
         if cells:

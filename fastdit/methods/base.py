@@ -25,7 +25,7 @@ class Method:
     name: ClassVar[str]
     summary: ClassVar[str]
     version: ClassVar[int] = 1
-    under_sharding: ClassVar[bool] = False  # can it run while the sequence is split over processes?
+    under_sharding: ClassVar[frozenset[str]] = frozenset()  # "ulysses", "ring": ways to split it over processes it bears
 
     @property
     def stage(self) -> Stage:
@@ -49,6 +49,11 @@ class Method:
     def missing(self, family: ModelFamily) -> frozenset[str]:
         """What this method needs and the family does not offer."""
         return self.needs - family.offers
+
+    @property
+    def spares_tokens(self) -> bool:
+        """Whether some attention calls still see every token, in order (False: all of them see fewer)."""
+        return True
 
     def clash(self, other: "Method") -> str | None:
         """Why this method cannot run together with another, or None."""
@@ -97,6 +102,23 @@ class Method:
                 raise ValueError(f"-m {text}: {part!r} is not option=value; options of {cls.name}: {', '.join(types)}")
             options[key.strip().replace("-", "_")] = _value(value.strip())
         return cls.of(**options)
+
+
+def checked_range(name: str, value: Any) -> tuple[float, float]:
+    """An option that is a range within 0 and 1; ValueError names it."""
+    try:
+        low, high = (float(x) for x in value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} must be a range LOW:HIGH within 0 and 1, got {value!r}") from None
+    if not 0 <= low < high <= 1:
+        raise ValueError(f"{name} must satisfy 0 <= low < high <= 1, got {low:g}:{high:g}")
+    return low, high
+
+
+def checked_count(name: str, value: Any, least: int) -> None:
+    """ValueError naming an option that is no whole number of at least `least`."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
 
 
 def _plain(value: Any) -> Any:

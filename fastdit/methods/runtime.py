@@ -25,6 +25,7 @@ class Host:
     module: nn.Module
     family: ModelFamily
     wrappers: list[ProcessorWrapper] = field(default_factory=list)
+    reduced: set[int] = field(default_factory=set)  # blocks whose attention sees fewer tokens in the forward to come
 
     def blocks(self) -> list[tuple[str, nn.Module, BlockGroup]]:
         return self.family.blocks(self.module)
@@ -40,6 +41,13 @@ class Forward:
     step_index: int = -1
     num_steps: int = 0
     pass_index: int = 0
+
+
+def carry_out(runtimes: Sequence[Runtime], plans: Sequence[Any], forward: Forward, host: Host) -> None:
+    """Make the next forward of the host run by these plans; token methods tell kernels which blocks they reduce."""
+    host.reduced.clear()
+    for runtime, plan in zip(runtimes, plans, strict=True):
+        runtime.apply(plan, forward)
 
 
 class Runtime(Protocol):

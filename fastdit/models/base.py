@@ -18,7 +18,7 @@ Arguments = Mapping[str, Any]
 
 OFFERS = {  # what a family may offer to methods
     "tokens": "image or video tokens whose self-attention may run on fewer of them",
-    "one_sdpa": "a processor that makes exactly one attention call, for tokens=q, tokens=kv and proportional",
+    "one_sdpa": "a processor that makes exactly one attention call, for what works inside that call",
     "video": "attention over frames, rows and columns at once",
 }
 

@@ -52,14 +52,23 @@ def check_backend(backends: str, methods: Sequence[Method]) -> None:
 
 def check_sharding(host: Host, methods: Sequence[Method]) -> None:
     """RuntimeError for methods that need the whole sequence while context parallelism holds a part of it."""
-    processors: list[Any] = [module.processor for _, module in host.family.attentions(host.module)]
-    sharded = any(getattr(processor, "_parallel_config", None) is not None for processor in processors)
+    ways = set()
+    for _, module in host.family.attentions(host.module):
+        config: Any = getattr(module.processor, "_parallel_config", None)
+        if config is not None:
+            ways.add("ring" if getattr(config.context_parallel_config, "ring_degree", 1) > 1 else "ulysses")
     for method in methods:
-        if sharded and not method.under_sharding and not method.neutral:
+        if method.neutral or ways <= method.under_sharding:
+            continue
+        if method.under_sharding:
             raise RuntimeError(
-                f"{method.name} cannot run under context parallelism: each process holds only a part of the "
-                "sequence, so tokens cannot be matched; disable parallelism or remove the method"
+                f"{method.name} cannot run under ring attention: keys pass by in parts and no process sees the whole "
+                "sequence that its mask is made for; use Ulysses (ulysses_degree=N) or remove the method"
             )
+        raise RuntimeError(
+            f"{method.name} cannot run under context parallelism: each process holds only a part of the "
+            "sequence, so tokens cannot be matched; disable parallelism or remove the method"
+        )
 
 
 def note_cache(host: Host, report: RunReport) -> None:

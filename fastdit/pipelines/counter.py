@@ -7,7 +7,7 @@ from fastdit.attention.processor import wrap
 from fastdit.core.ledger import PatchLedger
 from fastdit.core.macs import forward_macs, signature_of, skeleton_of
 from fastdit.methods.base import Method
-from fastdit.methods.runtime import Forward, Host, Runtime
+from fastdit.methods.runtime import Forward, Host, Runtime, carry_out
 
 
 def bind(methods: Sequence[Method], host: Host, ledger: PatchLedger) -> list[Runtime]:
@@ -51,8 +51,8 @@ class MacCounter:
         self, key: tuple, args: tuple, kwargs: dict[str, Any], plans: Sequence[Hashable], forward: Forward
     ) -> int:
         if key not in self._known:
-            for runtime, plan in zip(self.runtimes, plans, strict=True):
+            for runtime in self.runtimes:
                 runtime.start()
-                runtime.apply(plan, forward)
+            carry_out(self.runtimes, plans, forward, self.twin)
             self._known[key] = forward_macs(self.twin.module, args, kwargs)
         return self._known[key]

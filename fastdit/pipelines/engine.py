@@ -20,7 +20,7 @@ from fastdit.core.ledger import PatchLedger
 from fastdit.core.memory import cuda_devices, peak_memory, start_measuring, wait_for
 from fastdit.core.report import RunReport
 from fastdit.methods.base import Method
-from fastdit.methods.runtime import Forward, Host, Runtime
+from fastdit.methods.runtime import Forward, Host, Runtime, carry_out
 from fastdit.models.base import family_of
 from fastdit.pipelines.checks import attention_backends, check_backend, check_sharding, checked, note_cache
 from fastdit.pipelines.counter import MacCounter, bind
@@ -219,8 +219,7 @@ class Engine:
         if in_run and report.evaluations == 0:
             self._refuse_nothing(forward)
         plans = [runtime.plan(forward) for runtime in item.runtimes]
-        for runtime, plan in zip(item.runtimes, plans, strict=True):
-            runtime.apply(plan, forward)
+        carry_out(item.runtimes, plans, forward, item.host)
         dense, executed = self._count(item, args, kwargs, plans, forward)
         row = report.book(forward.step_index, forward.noise, dense, executed)
         for method, runtime, plan in zip(self.methods, item.runtimes, plans, strict=False):
@@ -261,7 +260,8 @@ class Engine:
         idle = list(dict.fromkeys(idle))  # two transformers have the same reason
         if idle and not busy:
             raise NothingAccelerated("; ".join(idle))
-        self.report.warnings += idle
+        cautions = [text for item in self.attached for runtime in item.runtimes for text in runtime.report.cautions]
+        self.report.warnings += idle + list(dict.fromkeys(cautions))
 
     def _explain_idle(self) -> None:
         """After a run: why a method did nothing on one of several transformers."""

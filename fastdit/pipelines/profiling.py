@@ -11,7 +11,7 @@ from fastdit.core.clock import noise_levels, vp_noise
 from fastdit.core.ledger import PatchLedger
 from fastdit.core.report import RunReport
 from fastdit.methods.base import Method
-from fastdit.methods.runtime import Forward, Host
+from fastdit.methods.runtime import Forward, Host, carry_out
 from fastdit.models import configs
 from fastdit.models.base import ModelFamily, load_families
 from fastdit.pipelines.checks import checked
@@ -131,10 +131,12 @@ def profile(model: ModelConfig, methods: Sequence[Method], geometry: Geometry, g
     levels = noise_schedule(model, geometry.steps)
     for runtime in runtimes:
         runtime.report.reason = runtime.acts(layout, levels) or ""
+        report.warnings += runtime.report.cautions
     for step, noise in enumerate(levels):
         for index in range(passes):
             forward = Forward(layout, batch, noise, step, geometry.steps, index)
             plans = [runtime.plan(forward) for runtime in runtimes]
+            carry_out(runtimes, plans, forward, host)
             dense, executed = counter.count((), inputs, plans or [None], forward)
             row = report.book(step, noise, dense, executed)
             for method, runtime, plan in zip(methods, runtimes, plans, strict=True):

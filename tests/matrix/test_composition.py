@@ -6,10 +6,12 @@ import pytest
 import torch
 from helpers import BY_NAME, dense_output
 from methods_table import TABLE
+from tiny import TINY
 
 from fastdit import accelerate
 from fastdit.methods.base import load_methods
 
+VIDEO = ("wan", "hunyuan_video")  # families with one attention over all frames
 PAIRS = [
     pytest.param(one.method, other.method, id=f"{one}+{other}")
     for first, second in combinations_with_replacement(load_methods(), 2)
@@ -42,12 +44,12 @@ def test_neutral_pairs_compose_or_are_refused(one, other):
     [pytest.param(*pair, id=f"{name}-{i}") for name in TABLE for i, pair in enumerate(TABLE[name].clashes)],
 )
 def test_known_clashes_are_refused_and_leave_nothing(one, other):
-    tiny = BY_NAME["pixart_alpha"]
+    tiny = next(tiny for tiny in TINY if not one.missing(family(tiny)) and not other.missing(family(tiny)))
     pipe = tiny.make()
     with pytest.raises(ValueError, match=rf"{one.name} and {other.name} cannot run together: .+"):
         accelerate(pipe, [one, other])
     assert type(pipe) is type(tiny.make())
-    assert torch.equal(tiny.call(pipe), dense_output("pixart_alpha"))
+    assert torch.equal(tiny.call(pipe), dense_output(tiny.name))
 
 
 def test_what_is_not_a_method_is_refused():
@@ -69,8 +71,8 @@ def test_a_need_that_a_family_lacks_is_one_error_naming_both(name):
     for tiny, method in lacking:
         with pytest.raises(ValueError, match=rf"{method.name} .*{family(tiny).title}.*lacks: .+"):
             accelerate(tiny.make(), [method])
-    if name == "token_merging":
-        assert {tiny.name for tiny, _ in lacking} == {"mochi"}
+    expected = {"token_merging": {"mochi"}, "radial_attention": {t.name for t in TINY if t.family not in VIDEO}}
+    assert {tiny.name for tiny, _ in lacking} == expected[name]
 
 
 def family(tiny):

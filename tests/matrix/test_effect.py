@@ -40,14 +40,15 @@ def test_active_acts_and_reports(tiny, setting, monkeypatch):
         report = handle.report
     assert out.shape == dense.shape and out.isfinite().all()
     assert not torch.equal(out, dense)
-    assert (out - dense).abs().max() > 1e-4 * dense.abs().max()
+    assert (out - dense).abs().max() > 3e-5 * dense.abs().max()  # rounding is under 1e-6
 
     executed = sum(method.calls for method in report.methods.values())
     assert len(calls) >= executed == 2 * report.evaluations  # two blocks in every row
     for method in report.methods.values():
         assert method.layers == 2 and 0 < method.density < 1 and not method.reason
     assert 0 < report.macs_executed < report.macs_dense
-    assert report.steps == 3 and report.seconds > 0 and not report.warnings
+    assert report.steps == 3 and report.seconds > 0
+    assert report.warnings == list(dict.fromkeys(text for m in report.methods.values() for text in m.cautions))
     assert [row.step for row in report.rows] == [0, 1, 2]
     assert sum(row.macs_executed for row in report.rows) == report.macs_executed
     assert sum(row.passes for row in report.rows) == report.evaluations

@@ -3,25 +3,24 @@
 import pytest
 import torch
 from diffusers.hooks import apply_group_offloading
-from helpers import BY_NAME, assert_close, first_settings
+from helpers import BY_NAME, assert_close, first_settings, pairs
 
 from fastdit import accelerate
 
 SETTINGS = pytest.mark.parametrize("setting", first_settings(), ids=str)
-MODELS = pytest.mark.parametrize("name", ["pixart_alpha", "wan22_a14b", "hunyuan_video", "flux"])
+MODELS = ["pixart_alpha", "wan22_a14b", "hunyuan_video", "flux"]
+ON_MODELS = pytest.mark.parametrize(("tiny", "setting"), pairs(first_settings(), MODELS))
 
 
 def ran(handle) -> bool:
     return all(m.calls and m.density < 1 for m in handle.report.methods.values())
 
 
-@SETTINGS
-@MODELS
+@ON_MODELS
 @pytest.mark.parametrize("storage", [torch.float8_e4m3fn, torch.bfloat16], ids=["float8", "bfloat16"])
-def test_layerwise_casting(name, setting, storage):
-    if storage is torch.bfloat16 and name != "pixart_alpha":
+def test_layerwise_casting(tiny, setting, storage):
+    if storage is torch.bfloat16 and tiny.name != "pixart_alpha":
         pytest.skip("the same path as float8, which is tried on all")
-    tiny = BY_NAME[name]
 
     def cast(pipe):
         for transformer in filter(None, (pipe.transformer, getattr(pipe, "transformer_2", None))):
@@ -52,11 +51,9 @@ def test_layerwise_casting(name, setting, storage):
     assert torch.equal(outputs[0], outputs[1])
 
 
-@SETTINGS
-@MODELS
+@ON_MODELS
 @pytest.mark.parametrize("attach_first", [True, False], ids=["attached-before", "attached-after"])
-def test_model_cpu_offload(name, setting, attach_first):
-    tiny = BY_NAME[name]
+def test_model_cpu_offload(tiny, setting, attach_first):
     pipe = tiny.make()
     with accelerate(pipe, [setting.method]):
         expected = tiny.call(pipe, steps=2)
@@ -78,10 +75,8 @@ def group_offload(module):
     apply_group_offloading(module, onload, offload, offload_type="block_level", num_blocks_per_group=1)
 
 
-@SETTINGS
-@MODELS
-def test_group_offload_before_attaching(name, setting):
-    tiny = BY_NAME[name]
+@ON_MODELS
+def test_group_offload_before_attaching(tiny, setting):
     pipe = tiny.make()
     with accelerate(pipe, [setting.method]):
         expected = tiny.call(pipe, steps=2)

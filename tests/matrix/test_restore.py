@@ -4,7 +4,7 @@ import gc
 
 import pytest
 import torch
-from helpers import BY_NAME, ON_EACH, assert_same_objects, dense_output, first_settings, snapshot
+from helpers import BY_NAME, assert_same_objects, dense_output, first_settings, pairs, snapshot, universal_settings
 
 from fastdit import FastDiTPipeline, accelerate, restore
 from fastdit.models.base import family_of
@@ -12,8 +12,7 @@ from fastdit.models.base import family_of
 ACTIVE = pytest.mark.parametrize("setting", first_settings(), ids=str)
 
 
-@ACTIVE
-@ON_EACH
+@pytest.mark.parametrize(("tiny", "setting"), pairs(first_settings()))
 def test_restore_is_exact(tiny, setting):
     pipe = tiny.make()
     dense = tiny.call(pipe)
@@ -51,13 +50,9 @@ def raise_on(count, error):
 ERRORS = (RuntimeError("boom"), KeyboardInterrupt())
 
 
-@pytest.mark.parametrize(
-    ("setting", "error"),
-    [pytest.param(s, ERRORS[i % 2], id=f"{s}-{type(ERRORS[i % 2]).__name__}") for i, s in enumerate(first_settings())],
-)
-@ON_EACH
-def test_restore_after_a_block_fails_in_mid_step(tiny, setting, error):
-    pipe = tiny.make()
+@pytest.mark.parametrize(("tiny", "setting"), pairs(first_settings()))
+def test_restore_after_a_block_fails_in_mid_step(tiny, setting):
+    pipe, error = tiny.make(), ERRORS[first_settings().index(setting) % 2]
     dense = tiny.call(pipe)
     before = snapshot(pipe)
     handle = accelerate(pipe, [setting.method])
@@ -114,8 +109,7 @@ def test_nothing_of_a_run_is_kept(setting):
     assert not shapes
 
 
-@pytest.mark.parametrize("setting", first_settings()[:1], ids=str)
-@ON_EACH
+@pytest.mark.parametrize(("tiny", "setting"), pairs(universal_settings()[:1]))
 def test_two_pipelines_of_one_class_are_independent(tiny, setting):
     one, other = tiny.make(), tiny.make()
     dense = dense_output(tiny.name)
@@ -133,7 +127,7 @@ def test_the_function_restore():
     tiny = BY_NAME["pixart_alpha"]
     pipe = tiny.make()
     host = type(pipe)
-    accelerate(pipe, [first_settings()[0].method])
+    accelerate(pipe, [universal_settings()[0].method])
     restore(pipe)
     assert type(pipe) is host and torch.equal(tiny.call(pipe), dense_output("pixart_alpha"))
     with pytest.raises(ValueError, match="not accelerated"):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import BY_NAME, assert_close, first_settings, rotary_kind, settings
+from helpers import BY_NAME, assert_close, first_settings, pairs, rotary_kind, settings, universal_settings
 from tiny import TINY
 
 from fastdit import TokenMerging, accelerate
@@ -19,8 +19,9 @@ def test_a_batch_of_two_is_two_of_one(tiny, setting):
     assert not torch.equal(both[0], both[1])
 
 
-@pytest.mark.parametrize("setting", first_settings()[-1:], ids=str)
-@pytest.mark.parametrize("tiny", [tiny for tiny in TINY if tiny.family != "dit"], ids=lambda tiny: tiny.name)
+@pytest.mark.parametrize(
+    ("tiny", "setting"), pairs([*universal_settings()[-1:], *first_settings()[:1]], [t.name for t in TINY[1:]])
+)
 def test_two_resolutions_in_a_row_are_two_fresh_pipelines(tiny, setting):
     pipe = tiny.make()
     with accelerate(pipe, [setting.method]):

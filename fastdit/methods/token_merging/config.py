@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastdit.core.schedule import Schedule
-from fastdit.methods.base import Method, Stage, option, register_method
+from fastdit.methods.base import Method, Stage, checked_count, checked_range, option, register_method
 from fastdit.methods.runtime import Host, Runtime
 from fastdit.ops.reducers import REDUCERS
 
@@ -66,11 +66,9 @@ class TokenMerging(Method):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
         for name in ("layers", "noise"):
-            set_(self, name, _range(name, getattr(self, name)))
+            set_(self, name, checked_range(name, getattr(self, name)))
         for name, least in (("reuse_steps", 1), ("reuse_blocks", 0)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+            checked_count(name, getattr(self, name), least)
         if not isinstance(self.proportional, bool):
             raise ValueError(f"proportional must be true or false, got {self.proportional!r}")
         if self.scope == "block" and self.tokens != "both":
@@ -91,6 +89,11 @@ class TokenMerging(Method):
         return min(self.density.values()) == 1
 
     @property
+    def spares_tokens(self) -> bool:
+        whole = (0.0, 1.0)
+        return self.noise != whole or self.layers != whole or max(self.density.values()) == 1
+
+    @property
     def needs(self) -> frozenset[str]:
         inside = self.tokens != "both" or self.proportional
         return frozenset({"tokens", "one_sdpa"} if inside else {"tokens"})
@@ -105,12 +108,3 @@ class TokenMerging(Method):
 
         return TokenMergingRuntime(self, host)
 
-
-def _range(name: str, value: Any) -> tuple[float, float]:
-    try:
-        low, high = (float(x) for x in value)
-    except (TypeError, ValueError):
-        raise ValueError(f"{name} must be a range LOW:HIGH within 0 and 1, got {value!r}") from None
-    if not 0 <= low < high <= 1:
-        raise ValueError(f"{name} must satisfy 0 <= low < high <= 1, got {low:g}:{high:g}")
-    return low, high

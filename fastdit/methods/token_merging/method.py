@@ -143,6 +143,7 @@ class TokenMergingRuntime:
         for index in range(len(self.host.blocks())):
             step = None
             if plan is not None and index in self.layers:
+                self.host.reduced.add(index)
                 group, place = divmod(index - self.layers.start, shared)
                 slot = self.slots.setdefault((forward.pass_index, group), Slot())
                 if plan.refresh and place == 0:

@@ -1,0 +1,145 @@
+"""RadialAttention at work on one transformer."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from fastdit.attention.backends.base import Choice
+from fastdit.attention.kernel import SparseKernel
+from fastdit.core.layout import TokenLayout
+from fastdit.core.ledger import PatchLedger
+from fastdit.core.report import MethodReport
+from fastdit.methods.radial_attention.config import RadialAttention
+from fastdit.methods.radial_attention.mask import Geometry, geometry_of, mask_of, order_of
+from fastdit.methods.runtime import Forward, Host
+
+FEW_TOKENS = 4096  # below, a sparse call costs about as much as the dense one
+KEPT = 8  # geometries whose masks are kept
+
+
+@dataclass(frozen=True)
+class RadialPlan:
+    """Run the sparse layers of one forward with the mask of this geometry."""
+
+    geometry: Geometry
+
+
+@dataclass
+class RadialRuntime:
+    """Decides which forwards are sparse, makes their masks, and hands the wrappers their kernel."""
+
+    method: RadialAttention
+    host: Host
+    report: MethodReport = field(default_factory=MethodReport)
+
+    def __post_init__(self) -> None:
+        depth, first = len(self.host.blocks()), self.method.dense_layers
+        if first >= depth:
+            raise ValueError(
+                f"dense_layers={first} leaves no layer of this {self.host.label} with {depth} sparse: give less"
+            )
+        self.layers = range(first, depth)
+        self.report.layers = len(self.layers)
+        self.kernels: dict[Geometry, SparseKernel] = {}
+        self.start()
+
+    @property
+    def uses_attention(self) -> bool:
+        return True
+
+    def install(self, ledger: PatchLedger) -> None:
+        """Nothing beyond the wrappers."""
+
+    def start(self) -> None:
+        for wrapper in self.host.wrappers:
+            wrapper.kernel = None
+        for kernel in self.kernels.values():
+            kernel.forget()
+
+    def sparse_at(self, step: int, steps: int, noise: float) -> bool:
+        """Whether a step is sparse, by its index among `steps`, or outside a run (-1) by its noise."""
+        method, (low, high) = self.method, self.method.noise
+        if not low <= noise <= high:
+            return False
+        if step < 0:
+            if method.dense_steps is not None or method.dense_end:
+                raise ValueError(
+                    "dense_steps and dense_end count the steps of a pipeline's run, and this transformer is called "
+                    "outside of one: give dense_share or a range of noise"
+                )
+            return noise <= noise_after(method.dense_share, self.host.family.flow_shift)
+        first = round(method.dense_share * steps) if method.dense_steps is None else method.dense_steps
+        return first <= step < steps - method.dense_end
+
+    def acts(self, layout: TokenLayout, noises: Sequence[float]) -> str | None:
+        self.report.cautions.clear()
+        steps = len(noises)
+        sparse = sum(self.sparse_at(step, steps, noise) for step, noise in enumerate(noises))
+        if not sparse:
+            return (
+                f"all {steps} steps of this run are dense (dense_share {self.method.dense_share:g}, dense_steps "
+                f"{self.method.dense_steps}, dense_end {self.method.dense_end}): take more steps or fewer dense ones"
+            )
+        kernel = self.kernel(geometry_of(self.method, layout))
+        if bool(kernel.mask.all()):
+            return f"the mask keeps all pairs of {layout.frames} frames of {layout.height * layout.width} tokens"
+        self.note(kernel, layout)
+        if kernel.tokens < FEW_TOKENS:
+            self.report.cautions.append(
+                f"{self.method.name}: {kernel.tokens} tokens are few, sparse attention gains no time below about "
+                f"{FEW_TOKENS}; take a longer or larger video for speed"
+            )
+        if sparse * 2 < steps:
+            self.report.cautions.append(
+                f"{self.method.name}: only {sparse} of {steps} steps are sparse, so little can be gained; take more "
+                "steps, or a smaller dense_share"
+            )
+        return None
+
+    def plan(self, forward: Forward) -> RadialPlan | None:
+        if not self.sparse_at(forward.step_index, forward.num_steps, forward.noise):
+            return None
+        geometry = geometry_of(self.method, forward.layout)
+        return None if bool(self.kernel(geometry).mask.all()) else RadialPlan(geometry)
+
+    def apply(self, plan: RadialPlan | None, forward: Forward) -> None:
+        kernel = None
+        if plan is not None:
+            kernel = self.kernel(plan.geometry)
+            kernel.forget()
+        for index, wrapper in enumerate(self.host.wrappers):
+            sparse = index in self.layers and index not in self.host.reduced
+            wrapper.kernel = kernel if sparse else None
+
+    def book(self, plan: RadialPlan | None, forward: Forward) -> float:
+        sparse = len(set(self.layers) - self.host.reduced) if plan is not None else 0
+        density = self.kernel(plan.geometry).density if plan is not None else 1.0
+        mean = (sparse * density + len(self.layers) - sparse) / len(self.layers)
+        self.report.book(len(self.layers), mean)
+        return mean
+
+    def kernel(self, geometry: Geometry) -> SparseKernel:
+        """The kernel of a geometry, made when first asked for."""
+        if geometry not in self.kernels:
+            while len(self.kernels) >= KEPT:
+                del self.kernels[next(iter(self.kernels))]
+            mask, order = mask_of(self.method, geometry), order_of(self.method, geometry)
+            self.kernels[geometry] = SparseKernel(
+                mask, geometry.block_size, geometry.layout.tokens + geometry.layout.text_length,
+                self.method.backend, order, self._chosen,
+            )  # fmt: skip
+        return self.kernels[geometry]
+
+    def note(self, kernel: SparseKernel, layout: TokenLayout) -> None:
+        """Tell in the report which mask runs."""
+        tokens = layout.height * layout.width
+        small = f", unit {kernel.block_size} for frames of {tokens} tokens" if kernel.block_size < 128 else ""
+        self.report.note = f"mask of density {kernel.density:.3f}, blocks of {kernel.block_size}{small}"
+
+    def _chosen(self, choice: Choice) -> None:
+        self.report.backend = f"{choice.backend.name} (sparse)"
+
+
+def noise_after(share: float, flow_shift: float) -> float:
+    """The flow noise at which a `share` of a run's steps is over, on a schedule with this shift."""
+    left = 1 - share
+    return flow_shift * left / (1 + (flow_shift - 1) * left)
