@@ -14,7 +14,8 @@ _HOMES = {
     "RadialAttention": "fastdit.methods.radial_attention",
     "NothingAccelerated": "fastdit.core.errors",
 }
-__all__ = ["FastDiTPipeline", "NothingAccelerated", "RadialAttention", "Recipe", "TokenMerging", "accelerate", "restore"]
+__all__ = ["FastDiTPipeline", "NothingAccelerated", "Recipe", "accelerate", "restore"]
+__all__ += ["RadialAttention", "TokenMerging"]
 
 if TYPE_CHECKING:
     from fastdit.core.errors import NothingAccelerated

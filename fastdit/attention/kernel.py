@@ -68,7 +68,7 @@ class SparseKernel:
         scale = options.get("scale")
         usual = scale is None or abs(scale * query.shape[-1] ** 0.5 - 1) < 1e-6
         if options.get("dropout_p") or options.get("is_causal") or not usual:
-            raise RuntimeError(f"the attention call asks for {options}: sparse attention has no dropout and no causality")
+            raise RuntimeError(f"the attention call asks for {options}: it may have neither dropout nor causality")
 
     def _valid(self, mask: Tensor | None, batch: int) -> list[int] | None:
         """How many leading keys of each sample are valid; read once per forward, as it waits for the device."""

@@ -83,8 +83,8 @@ def compare(
         output = output.with_suffix(".png")
         sheet = strip(dense, fast, titles)
     else:
-        clips = ([to_uint8(picture)[None] for picture in side] for side in (dense, fast))  # of one frame each
-        sheet = side_by_side(*clips, prompts, seconds)[0]
+        dense, fast = ([to_uint8(picture)[None] for picture in side] for side in (dense, fast))  # of one frame each
+        sheet = side_by_side(dense, fast, prompts, seconds)[0]
     write_picture(output, sheet, settings)
     typer.echo(str(output))
 
@@ -103,7 +103,7 @@ def _samples(pipe: Any, given: dict[str, Any], seed: int, start: int, prompts: l
 
 
 def _print_fidelity(dense: list[Any], fast: list[Any], prompts: list[str]) -> list[str]:
-    """A table of PSNR and SSIM, for videos their means over the frames; each prompt with its figures is returned."""
+    """A table of PSNR and SSIM, for videos their means over the frames; figures with their prompts are returned."""
     from rich.console import Console
     from rich.table import Table
 
@@ -115,6 +115,6 @@ def _print_fidelity(dense: list[Any], fast: list[Any], prompts: list[str]) -> li
     for prompt, a, b in zip(prompts, dense, fast, strict=True):
         figures = f"{psnr(a, b):.1f} dB", f"{ssim(a, b):.3f}"
         table.add_row(prompt, *figures)
-        titles.append(f"{prompt} (PSNR {figures[0]}, SSIM {figures[1]})")
+        titles.append(f"PSNR {figures[0]}, SSIM {figures[1]}: {prompt}")
     Console().print(table)
     return titles

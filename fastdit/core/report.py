@@ -20,6 +20,11 @@ class MethodReport:
     cautions: list[str] = field(default_factory=list)
     _rows: float = field(default=0.0, repr=False)
 
+    @property
+    def share(self) -> str:
+        """The density as text."""
+        return "-" if self.density is None else f"{self.density:.3f}"
+
     def book(self, calls: int, density: float) -> None:
         """Add `calls` layer calls at a share `density` of the tokens kept."""
         self.calls += calls
@@ -80,8 +85,7 @@ class RunReport:
         ]
         header = ("method", "layers", "calls", "density", "backend", "note")
         cells = [
-            (name, m.layers, m.calls, "-" if m.density is None else f"{m.density:.3f}", m.backend or "-", m.reason or m.note)
-            for name, m in self.methods.items()
+            (name, m.layers, m.calls, m.share, m.backend or "-", m.reason or m.note) for name, m in self.methods.items()
         ]
         if cells:
             table = [tuple(map(str, row)) for row in (header, *cells)]

@@ -25,7 +25,7 @@ class Method:
     name: ClassVar[str]
     summary: ClassVar[str]
     version: ClassVar[int] = 1
-    under_sharding: ClassVar[frozenset[str]] = frozenset()  # "ulysses", "ring": ways to split it over processes it bears
+    under_sharding: ClassVar[frozenset[str]] = frozenset()  # "ulysses", "ring": how the sequence may be split
 
     @property
     def stage(self) -> Stage:

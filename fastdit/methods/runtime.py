@@ -6,6 +6,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+import torch
 from torch import nn
 
 from fastdit.core.layout import TokenLayout
@@ -41,6 +42,8 @@ class Forward:
     step_index: int = -1
     num_steps: int = 0
     pass_index: int = 0
+    device: torch.device | None = None
+    dtype: torch.dtype = torch.float32
 
 
 def carry_out(runtimes: Sequence[Runtime], plans: Sequence[Any], forward: Forward, host: Host) -> None:

@@ -215,6 +215,8 @@ class Engine:
             step_index=clock.step_index if in_run else -1,
             num_steps=clock.num_steps,
             pass_index=max(clock.pass_index, 0),
+            device=arguments["hidden_states"].device,
+            dtype=arguments["hidden_states"].dtype,
         )
         if in_run and report.evaluations == 0:
             self._refuse_nothing(forward)

@@ -10,6 +10,7 @@ from fastdit.core.files import write_json
 from fastdit.methods.base import Method
 
 VERSION = 1
+PUBLISHED = Path(__file__).with_name("published")  # settings of papers, not measured by us
 BESIDE_MODEL = "fastdit.json"  # the recipe that ships in a model's folder
 
 
@@ -52,7 +53,12 @@ class Recipe:
     def load(cls, path: str | Path) -> "Recipe":
         path = Path(path)
         if not path.is_file():
-            raise ValueError(f"recipe {path} does not exist: give the path of a JSON file")
+            shipped = PUBLISHED / f"{path}.json"
+            if not shipped.is_file():
+                raise ValueError(
+                    f"recipe {path} does not exist: give the path of a JSON file, or one of {', '.join(published())}"
+                )
+            path = shipped
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -64,8 +70,13 @@ class Recipe:
         write_json(Path(path), self.to_dict())
 
 
+def published() -> list[str]:
+    """Names of the recipes that hold a paper's own settings."""
+    return sorted(path.stem for path in PUBLISHED.glob("*.json"))
+
+
 def as_recipe(methods: Sequence[Method] | str | Path | Recipe | None) -> Recipe:
-    """What users may give as `methods`: a list, a recipe or its path, or None for nothing."""
+    """What users may give as `methods`: a list, a recipe, its path or published name, or None for nothing."""
     if isinstance(methods, Recipe):
         return methods
     if isinstance(methods, (str, Path)):

@@ -178,7 +178,7 @@ def _backward(
     results = [torch.zeros_like(x) for x in (q, k, v)]
 
     def differentiate(b: int, some: slice, length: int, tile: Tensor) -> None:
-        parts = _backward_heads(call, *(x[b, some, :length] for x in (q, k, v, out, lse, grad)), tile)
+        parts = _backward_heads(call, *(x[b, some, :length] for x in (q, k, v, out, lse, grad)), tile)  # type: ignore[call-arg]
         for whole, part in zip(results, parts, strict=True):
             whole[b, some, :length] = part.to(whole.dtype)
 
@@ -242,7 +242,7 @@ def _load(call: SparseCall, q: Tensor, k: Tensor, v: Tensor, room: Sequence[Tens
     for x, place in zip_longest((k, v), room):
         fits = x.dtype == dtype and x.is_contiguous()
         loaded.append(x.to(dtype) if fits or place is None else place[:, : x.shape[1]].copy_(x))
-    return Heads(q.to(dtype), *loaded, call.block_size)
+    return Heads(q.to(dtype), loaded[0], loaded[1], call.block_size)
 
 
 def _new_tile(call: SparseCall) -> Tensor:

@@ -56,9 +56,9 @@ class RadialAttention(Method):
             if not isinstance(value, (int, float)) or isinstance(value, bool):
                 raise ValueError(f"{name} must be a number, got {value!r}")
         if not 0 < self.decay < float("inf"):
-            raise ValueError(f"decay scales the width of the bands and must be above 0, got {self.decay:g}: try 0.2 to 1")
+            raise ValueError(f"decay scales the width of the bands and must be above 0, got {self.decay:g}: try 0.2")
         if not 0 <= self.dense_share <= 1:
-            raise ValueError(f"dense_share must lie in [0, 1], got {self.dense_share:g}: 0.24 keeps 12 of 50 steps dense")
+            raise ValueError(f"dense_share must lie in [0, 1], got {self.dense_share:g}: 0.24 is 12 of 50 steps")
         if not 0 < self.near_width <= 1:
             raise ValueError(f"near_width must lie in (0, 1], got {self.near_width:g}: 1 attends the next frame whole")
         for name, least, unset in (

@@ -47,6 +47,7 @@ def mask_of(method: RadialAttention, geometry: Geometry) -> Tensor:
         )
     if method.token_order == "tile":
         from fastdit.ops.tile_order import tile_block_mask
+
         mask = tile_block_mask(*layout.grid, block_size=block_size, kept=int(mask.sum()), sink=method.sink)
     return with_text(mask, layout.tokens, layout.text_length, block_size)
 
@@ -56,4 +57,5 @@ def order_of(method: RadialAttention, geometry: Geometry) -> Tensor | None:
     if method.token_order == "raster":
         return None
     from fastdit.ops.tile_order import tile_order
+
     return tile_order(*geometry.layout.grid, geometry.block_size)

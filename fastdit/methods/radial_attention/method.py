@@ -3,8 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from fastdit.attention.backends.base import Choice
+import torch
+
+from fastdit.attention.backends.base import BACKENDS, Choice
 from fastdit.attention.kernel import SparseKernel
+from fastdit.attention.sparse import choose_backend
 from fastdit.core.layout import TokenLayout
 from fastdit.core.ledger import PatchLedger
 from fastdit.core.report import MethodReport
@@ -37,6 +40,8 @@ class RadialRuntime:
             raise ValueError(
                 f"dense_layers={first} leaves no layer of this {self.host.label} with {depth} sparse: give less"
             )
+        if self.method.backend != "auto" and (absent := BACKENDS[self.method.backend].missing()):
+            raise ValueError(f"backend={self.method.backend!r} {absent}; or take backend='auto'")
         self.layers = range(first, depth)
         self.report.layers = len(self.layers)
         self.kernels: dict[Geometry, SparseKernel] = {}
@@ -66,7 +71,7 @@ class RadialRuntime:
                     "dense_steps and dense_end count the steps of a pipeline's run, and this transformer is called "
                     "outside of one: give dense_share or a range of noise"
                 )
-            return noise <= noise_after(method.dense_share, self.host.family.flow_shift)
+            return method.dense_share < 1 and noise <= noise_after(method.dense_share, self.host.family.flow_shift)
         first = round(method.dense_share * steps) if method.dense_steps is None else method.dense_steps
         return first <= step < steps - method.dense_end
 
@@ -95,10 +100,18 @@ class RadialRuntime:
             )
         return None
 
+    def check_backend(self, kernel: SparseKernel, forward: Forward) -> None:
+        """ValueError where the backend asked for cannot run here; at the first forward, be it sparse or not."""
+        if self.method.backend != "auto" and forward.device is not None:
+            like = torch.empty((), device=forward.device, dtype=forward.dtype).expand(1, kernel.tokens, 1, 64)
+            choose_backend(like, kernel.mask, block_size=kernel.block_size, backend=self.method.backend)
+
     def plan(self, forward: Forward) -> RadialPlan | None:
+        geometry = geometry_of(self.method, forward.layout)
+        if forward.step_index <= 0 and not self.method.neutral:
+            self.check_backend(self.kernel(geometry), forward)
         if not self.sparse_at(forward.step_index, forward.num_steps, forward.noise):
             return None
-        geometry = geometry_of(self.method, forward.layout)
         return None if bool(self.kernel(geometry).mask.all()) else RadialPlan(geometry)
 
     def apply(self, plan: RadialPlan | None, forward: Forward) -> None:

@@ -1,7 +1,6 @@
 """TokenMerging: training-free, timestep-dynamic token density."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from fastdit.core.schedule import Schedule
 from fastdit.methods.base import Method, Stage, checked_count, checked_range, option, register_method
@@ -107,4 +106,3 @@ class TokenMerging(Method):
         from fastdit.methods.token_merging.method import TokenMergingRuntime
 
         return TokenMergingRuntime(self, host)
-
