@@ -78,7 +78,7 @@ def compare(
     seconds = dict(zip(("dense", "accelerated"), timing.seconds, strict=True))
     settings = o.settings(pipe, model, given) | {"prompts": prompts, "seed": seed, "median_seconds": seconds}
     if videos:
-        out.save_video(side_by_side(dense, fast, prompts, seconds), output, fps)
+        out.save_video(side_by_side(dense, fast, prompts, seconds), output, fps, settings)
         typer.echo(str(output))
         output = output.with_suffix(".png")
         sheet = strip(dense, fast, titles)

@@ -76,11 +76,12 @@ def generate(
         made = run(start)
         for index, result in enumerate(made.frames if videos else made.images, start):
             path = out.numbered(output, index, len(wanted))
+            more = {"prompt": wanted[index], "seed": seed + index, "lora": lora}
+            settings = o.settings(pipe, model, given) | more
             if videos:
-                out.save_video(result, path, fps)
+                out.save_video(result, path, fps, settings)
             else:
-                more = {"prompt": wanted[index], "seed": seed + index, "lora": lora}
-                out.save_picture(result, path, o.settings(pipe, model, given) | more)
+                out.save_picture(result, path, settings)
             typer.echo(f"{path}  {wanted[index]!r}, seed {seed + index}")
         out.print_report(pipe.report)
     if measure:

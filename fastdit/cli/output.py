@@ -43,15 +43,15 @@ def save_picture(image: Any, path: Path, settings: dict[str, Any]) -> None:
     write_picture(path, np.asarray(image.convert("RGB")), settings)
 
 
-def save_video(frames: Any, path: Path, fps: int) -> None:
-    """Write frames (F, H, W, 3), floats in [0, 1], arrays or PIL pictures."""
+def save_video(frames: Any, path: Path, fps: int, settings: dict[str, Any] | None = None) -> None:
+    """Write frames (F, H, W, 3), floats in [0, 1], arrays or PIL pictures; an mp4 carries its settings as comment."""
     import numpy as np
 
     from fastdit.evaluation.frames import write_video
     from fastdit.evaluation.generate import to_uint8
 
     frames = np.asarray(frames)
-    write_video(path, frames if frames.dtype == np.uint8 else to_uint8(frames), fps)
+    write_video(path, frames if frames.dtype == np.uint8 else to_uint8(frames), fps, text=settings)
 
 
 def print_report(report: Any) -> None:

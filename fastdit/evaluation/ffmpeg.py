@@ -30,11 +30,12 @@ def decode(path: Path) -> np.ndarray:
     return rows[:, head:].copy().reshape(-1, height, width, 3)
 
 
-def encode(path: Path, frames: np.ndarray, fps: float, quality: float = QUALITY) -> None:
+def encode(path: Path, frames: np.ndarray, fps: float, quality: float = QUALITY, comment: str = "") -> None:
     """Write frames (T, H, W, 3) uint8 as mp4 (H.264), webm (VP9) or gif, at their own size; OSError if ffmpeg fails.
 
     Even sizes get yuv420p, which plays everywhere. It cannot hold odd ones: those get yuv444p rather than a padded
-    or resized picture, as every pixel must stay in its place (QuickTime does not play such files).
+    or resized picture, as every pixel must stay in its place (QuickTime does not play such files). A gif has no place
+    for the comment.
     """
     if not 1 <= quality <= 10:
         raise ValueError(f"quality must lie between 1 and 10, got {quality}")
@@ -49,6 +50,7 @@ def encode(path: Path, frames: np.ndarray, fps: float, quality: float = QUALITY)
         ".gif": ["-filter_complex", "split[a][b];[a]palettegen[p];[b][p]paletteuse"],
     }[path.suffix.lower()]
     source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(fps), "-i", "-"]
+    coding += ["-metadata", f"comment={comment}"] if comment else []
     done = _run(["-y", *source, *coding, f"file:{path}"], np.ascontiguousarray(frames).reshape(-1).data)
     if done.returncode:
         raise OSError(f"ffmpeg failed: {_reason(done)}")

@@ -94,14 +94,24 @@ def write_raw(path: Path, frames: np.ndarray) -> None:
     write_whole(path, lambda temporary: np.save(temporary, frames, allow_pickle=False))
 
 
-def write_video(path: Path, frames: np.ndarray, fps: float, quality: float = ffmpeg.QUALITY) -> None:
-    """Write frames (T, H, W, 3) uint8 as mp4, webm or gif, never resized; for the eye and for VBench, not lossless."""
+def write_video(
+    path: Path,
+    frames: np.ndarray,
+    fps: float,
+    quality: float = ffmpeg.QUALITY,
+    text: Mapping[str, Any] | None = None,
+) -> None:
+    """Write frames (T, H, W, 3) uint8 as mp4, webm or gif, never resized; for the eye and for VBench, not lossless.
+
+    mp4 and webm carry `text` as JSON in their comment.
+    """
     if path.suffix.lower() not in VIDEOS:
         raise ValueError(f"{path}: {path.suffix!r} is no video, use one of {' '.join(VIDEOS)}")
     if not fps > 0:
         raise ValueError(f"fps must be above 0, got {fps}")
     frames = _checked(frames, path)
-    write_whole(path, lambda temporary: ffmpeg.encode(temporary, frames, fps, quality))
+    comment = "" if text is None else json.dumps(text)
+    write_whole(path, lambda temporary: ffmpeg.encode(temporary, frames, fps, quality, comment))
 
 
 def _checked(frames: np.ndarray, path: Path) -> np.ndarray:

@@ -1,6 +1,7 @@
 """The command line on a tiny text-to-video model (and image-to-video), saved as diffusers saves it."""
 
 import json
+import re
 import sys
 from types import SimpleNamespace
 
@@ -83,6 +84,9 @@ def test_generate_writes_one_numbered_video_a_prompt(run, model, tmp_path):
 def test_generate_names_a_video_out_mp4(run, model, tmp_path):
     assert run("generate", "--model", model, "red apple")[0] == 0
     assert names(tmp_path) == ["out.mp4"] and read(tmp_path / "out.mp4").shape == (5, 32, 48, 3)
+    (text,) = re.findall(rb'{"model".*"lora": null}', (tmp_path / "out.mp4").read_bytes())
+    settings = json.loads(text)
+    assert (settings["prompt"], settings["seed"], settings["call"]["num_frames"]) == ("red apple", 0, 5)
 
 
 def test_image_to_video_takes_its_first_frame(run, monkeypatch, tmp_path_factory, tmp_path):
