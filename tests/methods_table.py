@@ -129,6 +129,7 @@ TABLE: dict[str, Row] = {
             ("near_width", 1.5),
             ("token_order", "hilbert"),
             ("backend", "magic"),
+            ("dense_backend", "magic"),
         ),
         clashes=(
             (RadialAttention(), RadialAttention(decay=0.2)),

@@ -14,6 +14,7 @@ def methods(name: Annotated[str | None, typer.Argument(help="show only this one"
 
     from fastdit.methods.base import load_methods
     from fastdit.ops.reducers import REDUCERS
+    from fastdit.pipelines.recipes import Recipe, published
 
     console = Console()
     known = load_methods()
@@ -32,8 +33,14 @@ def methods(name: Annotated[str | None, typer.Argument(help="show only this one"
                 else "true, false"
             )
             default = field.default
+            default = "-" if default is None else default
             shown = ":".join(f"{x:g}" for x in default) if isinstance(default, tuple) else str(default)
             table.add_row(field.name, shown, values, field.metadata["help"])
+        console.print(table)
+    if name is None:
+        table = Table("recipe", "what it holds", title="settings of papers, for --recipe")
+        for key in published():
+            table.add_row(key, Recipe.load(key).note)
         console.print(table)
     table = Table("reducer", "what it does", title="reducers of token_merging")
     for key, reducer in REDUCERS.items():

@@ -73,7 +73,9 @@ def print_report(report: Any) -> None:
         table = Table("method", "layers", "calls", "density", "backend", "note")
         for name, method in report.methods.items():
             density = "" if method.density is None else f"{method.density:.3f}"
-            table.add_row(name, str(method.layers), str(method.calls), density, method.backend, method.reason)
+            table.add_row(
+                name, str(method.layers), str(method.calls), density, method.backend, method.reason or method.note
+            )
         console.print(table)
     for text in report.warnings:
         console.print(f"[yellow]warning:[/] {text}", highlight=False)

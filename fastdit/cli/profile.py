@@ -16,8 +16,26 @@ def profile(
     method: o.MethodOption = None,
     recipe: o.RecipeOption = None,
     guidance: Annotated[bool, typer.Option(help="count the guidance passes")] = True,
+    attention_recall: Annotated[
+        str | None,
+        typer.Option(
+            "--attention-recall",
+            metavar="PROMPT",
+            help="run the model dense on this prompt and measure which share of its attention radial masks would keep",
+        ),
+    ] = None,
 ) -> None:
     """Predict MACs per forward and per run, dense and accelerated, on the meta device: no weights are needed."""
+    if attention_recall is not None:
+        from fastdit.cli.recall import measure_recall
+
+        measure_recall(
+            attention_recall,
+            model,
+            method,
+            {"height": height, "width": width, "num_frames": num_frames, "num_inference_steps": steps},
+        )
+        return
     from rich.console import Console
 
     from fastdit.cli.output import print_report

@@ -192,6 +192,23 @@ def test_a_backend_of_another_device_is_refused_in_the_first_dense_step(monkeypa
         assert handle.report.evaluations == 0
 
 
+def test_dense_calls_by_another_backend():
+    """xFormers loads on CUDA only: its place is taken by a portable one here."""
+    tiny = BY_NAME["hunyuan_video"]
+    pipe, dense = tiny.make(), dense_output("hunyuan_video", batch=2)
+    with pytest.raises(ValueError, match="dense_backend='xformers' needs xformers"):
+        accelerate(pipe, [RadialAttention(dense_backend="xformers", dense_layers=0)])
+    all_dense = RadialAttention(dense_share=1, dense_layers=0, dense_backend="sdpa")
+    with accelerate(pipe, [all_dense]), pytest.raises(NothingAccelerated):
+        tiny.call(pipe, batch=2)
+    with accelerate(pipe, [replace(ALWAYS, dense_steps=2, dense_backend="sdpa")]) as handle:
+        out = tiny.call(pipe, batch=2, steps=3)
+    assert "dense calls by sdpa" in handle.report.methods["radial_attention"].note
+    with accelerate(pipe, [replace(ALWAYS, dense_steps=2)]):
+        assert_close(out, tiny.call(pipe, batch=2, steps=3))
+    assert not torch.equal(out, dense)
+
+
 def test_runs_that_gain_little_say_so():
     tiny = BY_NAME["wan"]
     pipe = tiny.make()

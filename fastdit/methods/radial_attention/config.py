@@ -46,7 +46,13 @@ class RadialAttention(Method):
         "raster", "raster: a block is a strip of rows, as published; tile: a compact patch in space and time",
         choices=ORDERS,
     )  # fmt: skip
-    backend: str = option("auto", "kernel: auto, sdpa, flex, flashinfer; `fastdit env` tells which load here")
+    backend: str = option(
+        "auto", "kernel of sparse calls; `fastdit env` tells which load here",
+        choices=("auto", "sdpa", "flex", "flashinfer"),
+    )  # fmt: skip
+    dense_backend: str = option(
+        "host", "kernel of dense steps and layers: the model's own, or another", choices=("host", "xformers")
+    )
 
     def __post_init__(self) -> None:
         from fastdit.attention.backends.base import BACKENDS
@@ -71,8 +77,10 @@ class RadialAttention(Method):
             raise ValueError(f"sink must be true or false, got {self.sink!r}")
         if self.token_order not in ORDERS:
             raise ValueError(f"token_order must be one of {', '.join(ORDERS)}, got {self.token_order!r}")
-        if self.backend != "auto":
-            BACKENDS[self.backend]  # an unknown name is an error that lists the known ones
+        for name, own in (("backend", "auto"), ("dense_backend", "host")):
+            if getattr(self, name) != own and getattr(self, name) not in BACKENDS:
+                known = ", ".join([own, *BACKENDS])
+                raise ValueError(f"{name} must be one of {known}, got {getattr(self, name)!r}")
 
     @property
     def stage(self) -> Stage:
@@ -80,7 +88,7 @@ class RadialAttention(Method):
 
     @property
     def neutral(self) -> bool:
-        return self.dense_share == 1 and self.dense_steps is None
+        return self.dense_share == 1 and self.dense_steps is None and self.dense_backend == "host"
 
     @property
     def needs(self) -> frozenset[str]:

@@ -40,11 +40,14 @@ class RadialRuntime:
             raise ValueError(
                 f"dense_layers={first} leaves no layer of this {self.host.label} with {depth} sparse: give less"
             )
-        if self.method.backend != "auto" and (absent := BACKENDS[self.method.backend].missing()):
-            raise ValueError(f"backend={self.method.backend!r} {absent}; or take backend='auto'")
+        for name, own in (("backend", "auto"), ("dense_backend", "host")):
+            backend = getattr(self.method, name)
+            if backend != own and (absent := BACKENDS[backend].missing()):
+                raise ValueError(f"{name}={backend!r} {absent}; or take {name}={own!r}")
         self.layers = range(first, depth)
         self.report.layers = len(self.layers)
         self.kernels: dict[Geometry, SparseKernel] = {}
+        self.dense_kernels: dict[int, SparseKernel] = {}  # by number of tokens
         self.start()
 
     @property
@@ -57,7 +60,7 @@ class RadialRuntime:
     def start(self) -> None:
         for wrapper in self.host.wrappers:
             wrapper.kernel = None
-        for kernel in self.kernels.values():
+        for kernel in (*self.kernels.values(), *self.dense_kernels.values()):
             kernel.forget()
 
     def sparse_at(self, step: int, steps: int, noise: float) -> bool:
@@ -101,10 +104,12 @@ class RadialRuntime:
         return None
 
     def check_backend(self, kernel: SparseKernel, forward: Forward) -> None:
-        """ValueError where the backend asked for cannot run here; at the first forward, be it sparse or not."""
-        if self.method.backend != "auto" and forward.device is not None:
-            like = torch.empty((), device=forward.device, dtype=forward.dtype).expand(1, kernel.tokens, 1, 64)
-            choose_backend(like, kernel.mask, block_size=kernel.block_size, backend=self.method.backend)
+        """ValueError where the backends asked for cannot run here; at the first forward, be it sparse or not."""
+        if forward.device is None:
+            return
+        like = torch.empty((), device=forward.device, dtype=forward.dtype).expand(1, kernel.tokens, 1, 64)
+        for asked in filter(None, (kernel, self.dense_kernel(kernel.tokens))):
+            choose_backend(like, asked.mask, block_size=asked.block_size, backend=asked.backend)
 
     def plan(self, forward: Forward) -> RadialPlan | None:
         geometry = geometry_of(self.method, forward.layout)
@@ -115,13 +120,13 @@ class RadialRuntime:
         return None if bool(self.kernel(geometry).mask.all()) else RadialPlan(geometry)
 
     def apply(self, plan: RadialPlan | None, forward: Forward) -> None:
-        kernel = None
-        if plan is not None:
-            kernel = self.kernel(plan.geometry)
-            kernel.forget()
+        sparse = self.kernel(plan.geometry) if plan is not None else None
+        dense = self.dense_kernel(forward.layout.tokens + forward.layout.text_length)
+        for asked in filter(None, (sparse, dense)):
+            asked.forget()
         for index, wrapper in enumerate(self.host.wrappers):
-            sparse = index in self.layers and index not in self.host.reduced
-            wrapper.kernel = kernel if sparse else None
+            kernel = sparse if sparse is not None and index in self.layers else dense
+            wrapper.kernel = None if index in self.host.reduced else kernel
 
     def book(self, plan: RadialPlan | None, forward: Forward) -> float:
         sparse = len(set(self.layers) - self.host.reduced) if plan is not None else 0
@@ -142,11 +147,21 @@ class RadialRuntime:
             )  # fmt: skip
         return self.kernels[geometry]
 
+    def dense_kernel(self, tokens: int) -> SparseKernel | None:
+        """The kernel of dense calls, if it is not the host's own."""
+        if self.method.dense_backend == "host":
+            return None
+        if tokens not in self.dense_kernels:
+            mask = torch.ones(1, 1, dtype=torch.bool)
+            self.dense_kernels[tokens] = SparseKernel(mask, tokens, tokens, self.method.dense_backend)
+        return self.dense_kernels[tokens]
+
     def note(self, kernel: SparseKernel, layout: TokenLayout) -> None:
         """Tell in the report which mask runs."""
         tokens = layout.height * layout.width
         small = f", unit {kernel.block_size} for frames of {tokens} tokens" if kernel.block_size < 128 else ""
-        self.report.note = f"mask of density {kernel.density:.3f}, blocks of {kernel.block_size}{small}"
+        dense = "" if self.method.dense_backend == "host" else f"; dense calls by {self.method.dense_backend}"
+        self.report.note = f"mask of density {kernel.density:.3f}, blocks of {kernel.block_size}{small}{dense}"
 
     def _chosen(self, choice: Choice) -> None:
         self.report.backend = f"{choice.backend.name} (sparse)"
