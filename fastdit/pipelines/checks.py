@@ -56,7 +56,8 @@ def check_sharding(host: Host, methods: Sequence[Method]) -> None:
     for _, module in host.family.attentions(host.module):
         config: Any = getattr(module.processor, "_parallel_config", None)
         if config is not None:
-            ways.add("ring" if getattr(config.context_parallel_config, "ring_degree", 1) > 1 else "ulysses")
+            context = getattr(config, "context_parallel_config", None)
+            ways.add("ring" if getattr(context, "ring_degree", 1) > 1 else "ulysses")
     for method in methods:
         if method.neutral or ways <= method.under_sharding:
             continue

@@ -109,7 +109,9 @@ def test_nothing_of_a_run_is_kept(setting):
     assert not shapes
 
 
-@pytest.mark.parametrize(("tiny", "setting"), pairs(universal_settings()[:1]))
+@pytest.mark.parametrize(
+    ("tiny", "setting"), pairs(universal_settings()[:1]) + pairs(first_settings()[:1], ["wan22_a14b", "hunyuan_video"])
+)
 def test_two_pipelines_of_one_class_are_independent(tiny, setting):
     one, other = tiny.make(), tiny.make()
     dense = dense_output(tiny.name)
