@@ -12,6 +12,7 @@ from torch import Tensor
 from fastdit.attention.backends.base import Choice
 from fastdit.attention.sparse import choose_backend, executed_pairs, sparse_attention
 from fastdit.core.macs import attention_macs, book_macs
+from fastdit.ops.tile_order import inverse_order
 
 
 @dataclass(eq=False)
@@ -85,7 +86,7 @@ class SparseKernel:
             return x
         if x.device not in self._orders:
             whole = torch.cat([self.order, torch.arange(len(self.order), self.tokens)])  # (S,)
-            self._orders[x.device] = whole.to(x.device), whole.argsort().to(x.device)
+            self._orders[x.device] = whole.to(x.device), inverse_order(whole).to(x.device)
         return x.index_select(1, self._orders[x.device][back])
 
 

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fastdit.ops.tile_order import inverse_order
+
 CHUNK = 2**23  # scores at a time: 32 MB in fp32
 
 
@@ -66,7 +68,7 @@ def attention_recall(
     recall = q.new_zeros(len(masks), q.shape[0], q.shape[2], dtype=torch.float32)
     for order in {id(order): order for order in orders}.values():
         mass = block_mass(q, k, block_size=block_size, order=order, rows=some)  # (B, H, R, nb)
-        place = some if order is None else _inverse(order.to(q.device))[some]
+        place = some if order is None else inverse_order(order.to(q.device))[some]
         for i, mask in enumerate(masks):
             if orders[i] is order:
                 if mask.shape != (mass.shape[-1],) * 2:
@@ -82,11 +84,6 @@ def _sum_blocks(weights: Tensor, block_size: int) -> Tensor:
     sums = weights[:, :whole].unflatten(1, (-1, block_size)).sum(-1)  # (R, whole blocks)
     rest = weights[:, whole:]
     return torch.cat([sums, rest.sum(-1, keepdim=True)], 1) if rest.shape[1] else sums
-
-
-def _inverse(order: Tensor) -> Tensor:
-    """The permutation from old to new places."""
-    return torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
 
 
 def _check(q: Tensor, k: Tensor, block_size: int, order: Tensor | None) -> None:

@@ -13,6 +13,7 @@ from fastdit.attention.kernel import SparseKernel
 from fastdit.core.layout import TokenLayout
 from fastdit.methods.radial_attention.mask import geometry_of
 from fastdit.methods.radial_attention.method import RadialRuntime
+from fastdit.methods.radial_attention.recall import by_layer, probe
 from fastdit.methods.runtime import Host
 from fastdit.models.base import family_of
 from fastdit.pipelines.recipes import Recipe, published
@@ -229,3 +230,34 @@ def test_published_recipes_load_by_name_and_say_what_they_are():
         assert round(recipe.methods[0].dense_share * recipe.call["num_inference_steps"]) == dense
     with pytest.raises(ValueError, match=r"recipe radial-wan3 does not exist.*radial-hunyuan-video"):
         Recipe.load("radial-wan3")
+
+
+@pytest.mark.parametrize("name", ["wan", "hunyuan_video"])
+def test_recall_is_measured_in_a_dense_run(name):
+    tiny = BY_NAME[name]
+    pipe = tiny.make()
+    watching = probe(RadialAttention(decay=0.2, sink=False), every=2)
+    with accelerate(pipe, [watching]) as handle:
+        out = tiny.call(pipe, steps=3)
+    assert torch.equal(out, dense_output(name)), "measuring changed the picture"
+    assert handle.report.macs_executed == handle.report.macs_dense
+    found = by_layer(watching.found)
+    assert set(found) == {"raster", "tile"} and len(watching.found) == 2 * 2 * 2  # masks, layers, steps 0 and 2
+    for shares in found.values():
+        assert shares.shape == (2, 2) and shares.min() > 0 and shares.max() < 1
+    densities = {item.mask: item.density for item in watching.found}
+    assert densities["tile"] == pytest.approx(densities["raster"], abs=0.02)
+
+
+def test_the_recall_of_a_known_attention():
+    """Keys that all are alike: what is kept is the share of pairs that the mask keeps."""
+    tiny = BY_NAME["wan"]
+    pipe = tiny.make()
+    for block in pipe.transformer.blocks:
+        block.attn1.to_k.weight.zero_()
+        block.attn1.to_k.bias.zero_()
+    watching = probe(ALWAYS)
+    with accelerate(pipe, [watching]):
+        tiny.call(pipe, steps=1)
+    item = watching.found[0]
+    assert item.mask == "raster" and item.heads == pytest.approx([item.density] * 2, rel=1e-5)

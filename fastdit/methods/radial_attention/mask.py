@@ -7,6 +7,7 @@ from torch import Tensor
 from fastdit.core.layout import TokenLayout
 from fastdit.methods.radial_attention.config import RadialAttention
 from fastdit.ops.radial_mask import keeps_neighbours, radial_block_mask, with_text
+from fastdit.ops.tile_order import tile_block_mask, tile_order
 
 PUBLISHED = 128  # tokens in a block, and the unit of the published code
 SMALL_FRAME = 256  # tokens: below, a frame has too few blocks of 128 to tell near from far
@@ -46,8 +47,6 @@ def mask_of(method: RadialAttention, geometry: Geometry) -> Tensor:
             "their neighbours, and motion with them: take smaller blocks or near_width=1"
         )
     if method.token_order == "tile":
-        from fastdit.ops.tile_order import tile_block_mask
-
         mask = tile_block_mask(*layout.grid, block_size=block_size, kept=int(mask.sum()), sink=method.sink)
     return with_text(mask, layout.tokens, layout.text_length, block_size)
 
@@ -56,6 +55,4 @@ def order_of(method: RadialAttention, geometry: Geometry) -> Tensor | None:
     """The order of the video's tokens, or None for the host's own."""
     if method.token_order == "raster":
         return None
-    from fastdit.ops.tile_order import tile_order
-
     return tile_order(*geometry.layout.grid, geometry.block_size)
