@@ -58,8 +58,10 @@ def plot(rows: list[dict[str, float]], path: str, title: str) -> None:
     figure, (times, shares) = pyplot.subplots(2, 1, sharex=True, figsize=(6, 6), height_ratios=[2, 1], layout="tight")
     frames = [row["frames"] for row in rows]
     for name in ("dense", "sparse", "ideal"):
-        times.plot(frames, [row[name] for row in rows], "k:" if name == "ideal" else "o-",
-                   label=f"{name}, exponent {exponent(rows, name):.2f}")  # fmt: skip
+        ideal = name == "ideal"
+        label = f"dense x density, whose pairs grow by {exponent(rows, 'pairs'):.2f}" if ideal else name
+        label += "" if ideal else f", exponent {exponent(rows, name):.2f}"
+        times.plot(frames, [row[name] for row in rows], "k:" if ideal else "o-", label=label)
     times.set(xscale="log", yscale="log", ylabel="seconds", title=title)
     times.legend()
     errors = [[r[e] * r["density"] for r in rows] for e in ("low", "high")]
@@ -86,6 +88,7 @@ def main() -> None:
         rounds = args.rounds * max(1, round(LONG / frames)) if frames <= LONG else min(3, args.rounds)
         rows.append(measure(frames, rounds, args.backend))
         rows[-1]["ideal"] = rows[-1]["dense"] * rows[-1]["density"]
+        rows[-1]["pairs"] = rows[-1]["density"] * frames**2
     title = f"one head of 128, {args.backend}, {torch.get_num_threads()} threads"
     print(f"{title}; {machine()}")
     print("| frames | tokens | dense s | sparse s | dense / sparse (95 %) | density | efficiency |")
@@ -96,8 +99,6 @@ def main() -> None:
             f"| {row['ratio']:.2f} ({row['low']:.2f} to {row['high']:.2f}) | {row['density']:.3f} "
             f"| {row['efficiency']:.2f} |"
         )
-    for row in rows:
-        row["pairs"] = row["density"] * row["frames"] ** 2
     slopes = {name: exponent(rows, name) for name in ("dense", "sparse", "pairs")}
     print(f"exponent from {LONG} frames on: " + ", ".join(f"{name} {slope:.2f}" for name, slope in slopes.items()))
     if args.plot:
