@@ -31,11 +31,6 @@ class Piece:
     step: int = 0
     blocks: tuple[int, ...] = ()
 
-    def pairs(self) -> list[tuple[int, int]]:
-        """The (query block, key block) pairs that it stands for."""
-        keys = self.blocks or range(self.start, self.start + self.width)
-        return [(self.row + r, key + r * self.step) for r in range(self.rows) for key in keys]
-
 
 @dataclass(frozen=True)
 class Group:
@@ -55,8 +50,7 @@ def cover(packed: bytes, side: int, block_size: int, length: int) -> tuple[Group
     """
     blocks, whole = -(-length // block_size), length // block_size
     size, short = max(1, GROUP // block_size), max(1, SHORT // block_size)
-    bits = np.unpackbits(np.frombuffer(packed, np.uint8), count=side * side).astype(bool)
-    mask = bits.reshape(side, side)[:blocks, :blocks].copy()
+    mask = unpack(packed, side)[:blocks, :blocks].copy()
     return tuple(
         Group(row, len(rows), tuple(_gather_short(_cover_rows(rows, row, whole), whole, short)))
         for row in range(0, blocks, size)
@@ -67,6 +61,11 @@ def cover(packed: bytes, side: int, block_size: int, length: int) -> tuple[Group
 def pack(mask: np.ndarray) -> bytes:
     """A boolean mask as bits: the key under which its cover is kept."""
     return np.packbits(mask).tobytes()
+
+
+def unpack(packed: bytes, side: int) -> np.ndarray:
+    """The boolean mask (side, side) of these bits."""
+    return np.unpackbits(np.frombuffer(packed, np.uint8), count=side * side).reshape(side, side).astype(bool)
 
 
 def _cover_rows(left: np.ndarray, row: int, whole: int) -> list[Piece]:

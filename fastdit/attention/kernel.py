@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastdit.attention.backends import sdpa
 from fastdit.attention.backends.base import Choice
 from fastdit.attention.sparse import choose_backend, executed_pairs, sparse_attention
 from fastdit.core.macs import attention_macs, book_macs
@@ -31,10 +32,13 @@ class SparseKernel:
     chosen: Callable[[Choice], None] = lambda choice: None
     _lengths: dict[tuple, list[int] | None] = field(default_factory=dict)
     _orders: dict[torch.device, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    pairs: int = field(init=False)  # query-key pairs of one head and sample, all text valid
+    pairs: int = field(init=False)  # query-key pairs that one head and sample keeps, all text valid
+    computed: int = field(init=False)  # those that are multiplied: short sequences run dense under the mask
 
     def __post_init__(self) -> None:
         self.pairs = executed_pairs(self.mask, self.block_size, self.tokens)
+        masked = self.tokens <= sdpa.SHORT_SEQUENCE and self.backend in ("auto", "sdpa")
+        self.computed = self.tokens**2 if masked else self.pairs
 
     def __call__(
         self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **options: Any
@@ -42,8 +46,11 @@ class SparseKernel:
         """query, key, value (B, H, S, D) -> (B, H, S, D); attn_mask, if any, tells the valid text (B, 1, 1, S)."""
         self._check(query, key, options)
         if query.is_meta:  # the count of MACs; how much text is valid is not known there
-            book_macs(query.shape[0] * attention_macs(1, self.pairs, query.shape[1] * query.shape[3]))
+            book_macs(query.shape[0] * attention_macs(1, self.computed, query.shape[1] * query.shape[3]))
             return torch.empty_like(query)
+        if torch.is_autocast_enabled(query.device.type):  # PyTorch's own call is cast so before it runs
+            dtype = torch.get_autocast_dtype(query.device.type)
+            query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
         lengths = self._valid(attn_mask, query.shape[0])
         q, k, v = (self._ordered(x.transpose(1, 2)) for x in (query, key, value))  # (B, S, H, D)
         about = {"block_size": self.block_size, "kv_length": lengths, "backend": self.backend}
@@ -53,7 +60,7 @@ class SparseKernel:
 
     @property
     def density(self) -> float:
-        """The share of query-key pairs that is computed."""
+        """The share of query-key pairs that is kept."""
         return self.pairs / self.tokens**2
 
     def forget(self) -> None:
@@ -69,7 +76,10 @@ class SparseKernel:
         scale = options.get("scale")
         usual = scale is None or abs(scale * query.shape[-1] ** 0.5 - 1) < 1e-6
         if options.get("dropout_p") or options.get("is_causal") or not usual:
-            raise RuntimeError(f"the attention call asks for {options}: it may have neither dropout nor causality")
+            raise RuntimeError(
+                f"the attention call asks for {options}: it knows no dropout, no causal mask and only the "
+                "scale 1/sqrt(head_dim); run this model without the sparse method"
+            )
 
     def _valid(self, mask: Tensor | None, batch: int) -> list[int] | None:
         """How many leading keys of each sample are valid; read once per forward, as it waits for the device."""
@@ -85,8 +95,10 @@ class SparseKernel:
         if self.order is None:
             return x
         if x.device not in self._orders:
-            whole = torch.cat([self.order, torch.arange(len(self.order), self.tokens)])  # (S,)
-            self._orders[x.device] = whole.to(x.device), inverse_order(whole).to(x.device)
+            with torch.inference_mode(False):  # kept, and training refuses inference tensors
+                rest = torch.arange(len(self.order), self.tokens, device="cpu")
+                whole = torch.cat([self.order, rest])  # (S,)
+                self._orders[x.device] = whole.to(x.device), inverse_order(whole).to(x.device)
         return x.index_select(1, self._orders[x.device][back])
 
 

@@ -20,7 +20,7 @@ from fastdit.attention.cover import Group, Piece
 class Heads:
     """Some heads of one sample, cut to its valid length, in the dtype of the computation."""
 
-    q: Tensor  # (H, L, D), scaled
+    q: Tensor  # (H, L, D), not scaled yet (`Queries` are)
     k: Tensor  # (H, L, D)
     v: Tensor  # (H, L, D)
     block_size: int

@@ -6,9 +6,10 @@ has other things to do it costs a multiple, because all wait for the thread that
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
 import torch
@@ -20,7 +21,8 @@ def run(tasks: Iterable[Callable[[Space], None]], prepare: Callable[[], Space], 
     """Call every task; with more than one thread in any order, several at once, each with PyTorch on one thread.
 
     A task is handed what `prepare` has made for its thread: room for intermediate results, used again and again. The
-    first exception ends the run and is raised here; an interrupt lets the tasks at work finish.
+    first exception ends the run and is raised here; an interrupt lets the tasks at work finish. A task must not call
+    this function: it would wait for the thread that it holds.
     """
     if threads == 1:
         space = prepare()
@@ -31,7 +33,6 @@ def run(tasks: Iterable[Callable[[Space], None]], prepare: Callable[[], Space], 
     inference = torch.is_inference_mode_enabled()
 
     def work() -> None:
-        torch.set_num_threads(1)  # of this thread, and what threads start with that are yet to come
         try:
             with torch.inference_mode(inference), torch.no_grad():
                 space = prepare()
@@ -45,14 +46,65 @@ def run(tasks: Iterable[Callable[[Space], None]], prepare: Callable[[], Space], 
             stop.set()
             raise
 
-    before = torch.get_num_threads()
+    futures = _POOL.submit(work, threads)
     try:
-        with ThreadPoolExecutor(threads, "fastdit") as pool:
-            futures = [pool.submit(work) for _ in range(threads)]
-            try:
-                for future in futures:
-                    future.result()
-            finally:
-                stop.set()
+        for future in futures:
+            future.result()
     finally:
-        torch.set_num_threads(before)  # for threads that are yet to come
+        stop.set()
+        for future in futures:
+            future.cancel()  # those that another caller has kept from beginning
+        wait(futures)
+
+
+class _Pool:
+    """Threads that live as long as the process, each with PyTorch on one thread; as many as were ever asked for."""
+
+    def __init__(self) -> None:
+        self._forget()
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._forget)  # threads do not live on in a forked process
+
+    def _forget(self) -> None:
+        self._lock, self._size = threading.Lock(), 0
+        self._threads: ThreadPoolExecutor | None = None
+
+    def submit(self, work: Callable[[], None], count: int) -> list[Future[None]]:
+        """Start `work` on `count` threads."""
+        with self._lock:
+            if self._threads is None or self._size < count:
+                with ThreadPoolExecutor(1) as fresh:
+                    larger = fresh.submit(_start, count).result()
+                if self._threads:
+                    self._threads.shutdown(wait=False)  # it finishes what it has
+                self._threads, self._size = larger, count
+            return [self._threads.submit(work) for _ in range(count)]
+
+
+def _start(count: int) -> ThreadPoolExecutor:
+    """`count` threads with PyTorch on one thread; to be called in a thread that has not used PyTorch yet.
+
+    torch.set_num_threads also sets what every thread begins with that uses PyTorch for the first time later. That
+    number can be read and put back only in such a thread, and is put back before there is any work.
+    """
+    usual = torch.get_num_threads()
+    pool, together = ThreadPoolExecutor(count, "fastdit"), threading.Barrier(count)
+
+    def settle() -> None:
+        torch.get_num_threads()  # the first use takes the usual number over, which must not happen after the next line
+        torch.set_num_threads(1)
+        together.wait()  # so that each thread gets one of these calls
+
+    try:
+        for future in [pool.submit(settle) for _ in range(count)]:
+            future.result()
+    except BaseException:
+        together.abort()
+        pool.shutdown(wait=False)
+        raise
+    finally:
+        torch.set_num_threads(usual)
+    return pool
+
+
+_POOL = _Pool()

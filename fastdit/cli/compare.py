@@ -34,7 +34,7 @@ def compare(
 ) -> None:
     """Run dense and accelerated alternately from the same noise; show both, seconds, MACs, PSNR and SSIM.
 
-    Beside a video, a PNG of the same name shows some frames of each.
+    Beside a video clip.mp4, clip-frames.png shows some frames of each.
     """
     from fastdit.cli import output as out
     from fastdit.cli.measure import in_turns
@@ -80,7 +80,7 @@ def compare(
     if videos:
         out.save_video(side_by_side(dense, fast, prompts, seconds), output, fps, settings)
         typer.echo(str(output))
-        output = output.with_suffix(".png")
+        output = output.with_name(f"{output.stem}-frames.png")
         sheet = strip(dense, fast, titles)
     else:
         dense, fast = ([to_uint8(picture)[None] for picture in side] for side in (dense, fast))  # of one frame each

@@ -11,7 +11,9 @@ ModelOption = Annotated[str, typer.Option("--model", help="diffusers folder, Hub
 MethodOption = Annotated[
     list[str] | None, typer.Option("-m", "--method", help="METHOD:option=value,... ; may be given several times")
 ]
-RecipeOption = Annotated[Path | None, typer.Option("--recipe", help="a recipe file (JSON)")]
+RecipeOption = Annotated[
+    Path | None, typer.Option("--recipe", help="a recipe: a JSON file, or a name that `fastdit methods` lists")
+]
 StepsOption = Annotated[int | None, typer.Option("--steps", min=1, help="number of inference steps")]
 GuidanceOption = Annotated[float | None, typer.Option("--guidance-scale")]
 SeedOption = Annotated[int, typer.Option("--seed", help="seed of the first picture; the next ones count up")]

@@ -29,12 +29,8 @@ def profile(
     if attention_recall is not None:
         from fastdit.cli.recall import measure_recall
 
-        measure_recall(
-            attention_recall,
-            model,
-            method,
-            {"height": height, "width": width, "num_frames": num_frames, "num_inference_steps": steps},
-        )
+        given = {"height": height, "width": width, "num_frames": num_frames, "num_inference_steps": steps}
+        measure_recall(attention_recall, model, o.recipe_from(method, recipe), given)
         return
     from rich.console import Console
 

@@ -15,10 +15,10 @@ def first_frame(path: Path | None) -> Any:
         return None
     if not path.is_file():
         raise ValueError(f"--image {path} does not exist")
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
-        return Image.open(path).convert("RGB")
+        return ImageOps.exif_transpose(Image.open(path)).convert("RGB")
     except (UnidentifiedImageError, OSError) as error:
         raise ValueError(f"--image {path} is no picture that can be read ({error})") from error
 

@@ -46,6 +46,12 @@ class Forward:
     dtype: torch.dtype = torch.float32
 
 
+def idle_reasons(runtimes: Sequence[Runtime], layout: TokenLayout, noises: Sequence[float]) -> list[str | None]:
+    """For each runtime None if it will act in a run with these noise levels, or the reason why not."""
+    reduced = [frozenset().union(*(runtime.reduces(layout, noise) for runtime in runtimes)) for noise in noises]
+    return [runtime.acts(layout, noises, reduced) for runtime in runtimes]
+
+
 def carry_out(runtimes: Sequence[Runtime], plans: Sequence[Any], forward: Forward, host: Host) -> None:
     """Make the next forward of the host run by these plans; token methods tell kernels which blocks they reduce."""
     host.reduced.clear()
@@ -68,8 +74,14 @@ class Runtime(Protocol):
     def start(self) -> None:
         """A run begins or ends: drop the state of the last one."""
 
-    def acts(self, layout: TokenLayout, noises: Sequence[float]) -> str | None:
-        """None if the method will do something at these noise levels, otherwise the reason why not."""
+    def reduces(self, layout: TokenLayout, noise: float) -> frozenset[int]:
+        """The blocks whose attention sees fewer tokens at this noise."""
+
+    def acts(self, layout: TokenLayout, noises: Sequence[float], reduced: Sequence[frozenset[int]] = ()) -> str | None:
+        """None if the method will do something at these noise levels, otherwise the reason why not.
+
+        `reduced` are the blocks that other methods reduce in each step, if any do.
+        """
 
     def plan(self, forward: Forward) -> Hashable:
         """The decision for one forward; None: do nothing."""

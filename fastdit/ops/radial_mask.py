@@ -64,14 +64,18 @@ def density(mask: Tensor) -> float:
     return mask.count_nonzero().item() / mask.numel()
 
 
-def keeps_neighbours(mask: Tensor, frames: int, tokens_per_frame: int, block_size: int) -> bool:
+def keeps_neighbours(
+    mask: Tensor, frames: int, tokens_per_frame: int, block_size: int, place: Tensor | None = None
+) -> bool:
     """Whether in every frame at least half of the tokens see their own place in the frame before and the frame after.
+
+    `place` (N,) tells where each token stands in the order that the mask is made for; None: where it is.
 
     Block rounding may cost the edges of a frame this; a small frame at too large a unit loses all of it, and the
     motion with it. ValueError if the mask is not that of frames x tokens.
     """
     _check_shape(mask, "frames x tokens_per_frame", frames * tokens_per_frame, block_size)
-    token = torch.arange(frames * tokens_per_frame, device=mask.device)
+    token = torch.arange(frames * tokens_per_frame, device=mask.device) if place is None else place
     block = (token // block_size).view(frames, tokens_per_frame)
     here, after = block[:-1], block[1:]
     seen = torch.stack([mask[here, after], mask[after, here]])  # (2, F - 1, S)

@@ -20,7 +20,7 @@ from fastdit.core.ledger import PatchLedger
 from fastdit.core.memory import cuda_devices, peak_memory, start_measuring, wait_for
 from fastdit.core.report import RunReport
 from fastdit.methods.base import Method
-from fastdit.methods.runtime import Forward, Host, Runtime, carry_out
+from fastdit.methods.runtime import Forward, Host, Runtime, carry_out, idle_reasons
 from fastdit.models.base import family_of
 from fastdit.pipelines.checks import attention_backends, check_backend, check_sharding, checked, note_cache
 from fastdit.pipelines.counter import MacCounter, bind
@@ -221,6 +221,9 @@ class Engine:
         if in_run and report.evaluations == 0:
             self._refuse_nothing(forward)
         plans = [runtime.plan(forward) for runtime in item.runtimes]
+        for text in (text for runtime in item.runtimes for text in runtime.report.cautions):
+            if text not in report.warnings:  # two transformers have the same
+                report.warnings.append(text)
         carry_out(item.runtimes, plans, forward, item.host)
         dense, executed = self._count(item, args, kwargs, plans, forward)
         row = report.book(forward.step_index, forward.noise, dense, executed)
@@ -252,8 +255,9 @@ class Engine:
         """Before the first forward: an error if no method would act in this run; a note for those that would not."""
         idle, busy = [], False
         for item in self.attached:
-            for method, runtime in zip(self.methods, item.runtimes, strict=False):
-                reason = "neutral setting" if method.neutral else runtime.acts(forward.layout, self.clock.levels)
+            reasons = idle_reasons(item.runtimes, forward.layout, self.clock.levels)
+            for method, runtime, reason in zip(self.methods, item.runtimes, reasons, strict=False):
+                reason = "neutral setting" if method.neutral else reason
                 runtime.report.reason = reason or ""
                 if reason and not method.neutral:
                     idle.append(f"{method.name}: {reason}")
@@ -262,8 +266,7 @@ class Engine:
         idle = list(dict.fromkeys(idle))  # two transformers have the same reason
         if idle and not busy:
             raise NothingAccelerated("; ".join(idle))
-        cautions = [text for item in self.attached for runtime in item.runtimes for text in runtime.report.cautions]
-        self.report.warnings += idle + list(dict.fromkeys(cautions))
+        self.report.warnings += idle
 
     def _explain_idle(self) -> None:
         """After a run: why a method did nothing on one of several transformers."""

@@ -11,7 +11,7 @@ from fastdit.core.clock import noise_levels, vp_noise
 from fastdit.core.ledger import PatchLedger
 from fastdit.core.report import RunReport
 from fastdit.methods.base import Method
-from fastdit.methods.runtime import Forward, Host, carry_out
+from fastdit.methods.runtime import Forward, Host, carry_out, idle_reasons
 from fastdit.models import configs
 from fastdit.models.base import ModelFamily, load_families
 from fastdit.pipelines.checks import checked
@@ -129,8 +129,8 @@ def profile(model: ModelConfig, methods: Sequence[Method], geometry: Geometry, g
     for method, runtime in zip(methods, runtimes, strict=True):
         report.methods[method.name] = runtime.report
     levels = noise_schedule(model, geometry.steps)
-    for runtime in runtimes:
-        runtime.report.reason = runtime.acts(layout, levels) or ""
+    for runtime, reason in zip(runtimes, idle_reasons(runtimes, layout, levels), strict=True):
+        runtime.report.reason = reason or ""
         report.warnings += runtime.report.cautions
     for step, noise in enumerate(levels):
         for index in range(passes):

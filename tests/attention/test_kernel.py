@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from fastdit.attention.backends import sdpa
 from fastdit.attention.kernel import SparseKernel, valid_lengths
 from fastdit.core.macs import CountMacs
 from fastdit.ops.radial_mask import radial_block_mask, with_text
@@ -68,13 +69,18 @@ def test_text_of_another_length_is_seen_in_the_next_forward():
     assert not torch.equal(kernel(q, k, v, attn_mask=keys), before)
 
 
-def test_macs_are_those_of_the_kept_pairs():
+def test_macs_are_those_of_the_kept_pairs(monkeypatch):
     mask = radial_block_mask(6, 24, block_size=8, unit=8, decay=0.2)
     kernel = SparseKernel(mask, 8, 144)
     q, k, v = (x.to("meta") for x in tensors(2, 3, 144))
     with CountMacs() as counter:
         assert kernel(q, k, v).shape == q.shape
     pairs = mask.repeat_interleave(8, 0).repeat_interleave(8, 1).sum().item()
+    assert counter.total == 2 * 3 * 2 * 8 * 144**2  # a short sequence is computed whole, under the mask
+    monkeypatch.setattr(sdpa, "SHORT_SEQUENCE", 0)
+    kernel = SparseKernel(mask, 8, 144)
+    with CountMacs() as counter:
+        kernel(q, k, v)
     assert counter.total == 2 * 3 * 2 * 8 * pairs
     assert kernel.density == pytest.approx(pairs / 144**2)
 

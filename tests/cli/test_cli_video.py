@@ -112,9 +112,9 @@ def test_odd_sizes_keep_every_pixel_in_place(tmp_path, width, height):
 def test_compare_writes_a_video_and_a_strip_and_measures_raw_frames(run, model, tmp_path):
     code, text, err = run("compare", "--model", model, "red apple", "blue apple", "--repeats", 1, "--seed", 3)
     assert code == 0, err
-    assert names(tmp_path) == ["compare.mp4", "compare.png"]
+    assert names(tmp_path) == ["compare-frames.png", "compare.mp4"]
     assert read(tmp_path / "compare.mp4").shape == (5, 28 + 2 * (256 + 40), 2 * 384 + 36, 3)
-    sheet = Image.open("compare.png")
+    sheet = Image.open("compare-frames.png")
     assert sheet.size == (100 + 5 * (192 + 4) + 12, 2 * (2 * 28 + 2 * (128 + 4) + 12))
     settings = json.loads(sheet.text["fastdit"])
     assert (settings["prompts"], settings["seed"]) == (["red apple", "blue apple"], 3)

@@ -8,6 +8,7 @@ from helpers import BY_NAME, NothingAccelerated, assert_close, counted, dense_ou
 from torch.nn import functional as F
 
 from fastdit import RadialAttention, TokenMerging, accelerate
+from fastdit.attention.backends import sdpa
 from fastdit.attention.backends.base import BACKENDS
 from fastdit.attention.kernel import SparseKernel
 from fastdit.core.layout import TokenLayout
@@ -16,6 +17,8 @@ from fastdit.methods.radial_attention.method import RadialRuntime
 from fastdit.methods.radial_attention.recall import by_layer, probe
 from fastdit.methods.runtime import Host
 from fastdit.models.base import family_of
+from fastdit.ops.radial_mask import radial_block_mask
+from fastdit.ops.tile_order import tile_block_mask, tile_order
 from fastdit.pipelines.recipes import Recipe, published
 
 ALWAYS = RadialAttention(decay=0.2, dense_share=0, dense_layers=0)
@@ -25,21 +28,33 @@ def densities(report, name="radial_attention"):
     return [row.density[name] for row in report.rows]
 
 
+@pytest.fixture(autouse=True)
+def tiles(monkeypatch):
+    """Tiny sequences take the way of long ones."""
+    monkeypatch.setattr(sdpa, "SHORT_SEQUENCE", 0)
+
+
+@pytest.mark.parametrize("order", ["raster", "tile"])
 @pytest.mark.parametrize("name", ["wan", "wan22_ti2v", "hunyuan_video", "hunyuan_i2v_concat"])
-def test_equals_the_host_with_a_mask_of_tokens(name, monkeypatch):
+def test_equals_the_host_with_a_mask_of_tokens(name, order, monkeypatch):
     """The whole pipeline against one whose attention is dense under the mask written out token by token."""
     tiny = BY_NAME[name]
     pipe = tiny.make()
+    blocks = radial_block_mask(3, 64, block_size=16, unit=16, decay=0.2)
+    place = torch.arange(3 * 64)
+    if order == "tile":
+        blocks = tile_block_mask(3, 8, 8, block_size=16, kept=int(blocks.sum()))
+        place[tile_order(3, 8, 8, 16)] = torch.arange(3 * 64)
 
     def written_out(self, query, key, value, attn_mask=None, **_):
         if query.is_meta:
             return torch.empty_like(query)
-        block = torch.arange(self.tokens) // self.block_size
-        mask = self.mask[block[:, None], block]
+        mask = torch.ones(query.shape[2], query.shape[2], dtype=torch.bool)  # all text
+        mask[: 3 * 64, : 3 * 64] = blocks[place[:, None] // 16, place // 16]
         mask = mask if attn_mask is None else mask & attn_mask
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
 
-    with accelerate(pipe, [ALWAYS]):
+    with accelerate(pipe, [replace(ALWAYS, token_order=order)]):
         out = tiny.call(pipe, batch=2)
         with monkeypatch.context() as patch:
             patch.setattr(SparseKernel, "__call__", written_out)
@@ -53,6 +68,7 @@ def test_equals_the_host_with_a_mask_of_tokens(name, monkeypatch):
         (RadialAttention(), 50, range(12, 50)),  # the published warm-up: 12 of 50
         (RadialAttention(), 8, range(2, 8)),
         (RadialAttention(), 4, range(1, 4)),
+        (RadialAttention(), 2, range(1, 2)),  # one at least
         (RadialAttention(dense_share=0.275), 40, range(11, 40)),
         (RadialAttention(dense_steps=0), 6, range(6)),
         (RadialAttention(dense_steps=2, dense_end=1), 6, range(2, 5)),
@@ -199,9 +215,8 @@ def test_dense_calls_by_another_backend():
     pipe, dense = tiny.make(), dense_output("hunyuan_video", batch=2)
     with pytest.raises(ValueError, match="dense_backend='xformers' needs xformers"):
         accelerate(pipe, [RadialAttention(dense_backend="xformers", dense_layers=0)])
-    all_dense = RadialAttention(dense_share=1, dense_layers=0, dense_backend="sdpa")
-    with accelerate(pipe, [all_dense]), pytest.raises(NothingAccelerated):
-        tiny.call(pipe, batch=2)
+    with accelerate(pipe, [RadialAttention(dense_share=1, dense_layers=0, dense_backend="sdpa")]):
+        assert_close(tiny.call(pipe, batch=2), dense)
     with accelerate(pipe, [replace(ALWAYS, dense_steps=2, dense_backend="sdpa")]) as handle:
         out = tiny.call(pipe, batch=2, steps=3)
     assert "dense calls by sdpa" in handle.report.methods["radial_attention"].note
@@ -236,13 +251,13 @@ def test_published_recipes_load_by_name_and_say_what_they_are():
 def test_recall_is_measured_in_a_dense_run(name):
     tiny = BY_NAME[name]
     pipe = tiny.make()
-    watching = probe(RadialAttention(decay=0.2, sink=False), every=2)
+    watching = probe(RadialAttention(decay=0.2, sink=False), looks=2)
     with accelerate(pipe, [watching]) as handle:
         out = tiny.call(pipe, steps=3)
     assert torch.equal(out, dense_output(name)), "measuring changed the picture"
     assert handle.report.macs_executed == handle.report.macs_dense
     found = by_layer(watching.found)
-    assert set(found) == {"raster", "tile"} and len(watching.found) == 2 * 2 * 2  # masks, layers, steps 0 and 2
+    assert set(found) == {"raster", "tile"} and len(watching.found) == 2 * 2 * 2  # masks, layers, first and last step
     for shares in found.values():
         assert shares.shape == (2, 2) and shares.min() > 0 and shares.max() < 1
     densities = {item.mask: item.density for item in watching.found}
@@ -261,3 +276,69 @@ def test_the_recall_of_a_known_attention():
         tiny.call(pipe, steps=1)
     item = watching.found[0]
     assert item.mask == "raster" and item.heads == pytest.approx([item.density] * 2, rel=1e-5)
+
+
+def test_merging_that_leaves_no_sparse_call_is_said_at_once():
+    tiny = BY_NAME["wan"]
+    pipe = tiny.make()
+    both = [RadialAttention(dense_share=0.5, dense_layers=0), TokenMerging(noise=(0, 0.95))]
+    with accelerate(pipe, both) as handle:
+        tiny.call(pipe, steps=6)
+    message = "tokens are merged in every call that would be sparse: narrow the noise"
+    assert any(message in text for text in handle.report.warnings)
+    assert message in handle.report.methods["radial_attention"].reason
+
+
+def test_the_unit_in_the_report_is_the_mask_s(monkeypatch):
+    runtime = bound(RadialAttention(decay=0.8, block_size=64))
+    runtime.note(geometry_of(runtime.method, TokenLayout(6, 16, 32)))
+    assert "blocks of 64" in runtime.report.note and "unit" not in runtime.report.note
+
+
+@pytest.mark.parametrize("name", ["wan", "hunyuan_video"])
+def test_under_autocast(name):
+    tiny = BY_NAME[name]
+    pipe = tiny.make()
+    with torch.autocast("cpu", torch.bfloat16):
+        dense = tiny.call(pipe)
+        with accelerate(pipe, [ALWAYS]):
+            out = tiny.call(pipe)
+    assert out.isfinite().all() and not torch.equal(out, dense)
+    assert_close(out, dense_output(name), rtol=0.1)
+
+
+def test_inference_mode_before_training():
+    tiny = BY_NAME["wan"]
+    pipe = tiny.make()
+    seen = []
+    pipe.transformer.register_forward_pre_hook(lambda m, a, k: seen.append(k), with_kwargs=True)
+    with accelerate(pipe, [replace(ALWAYS, token_order="tile")]):
+        with torch.inference_mode():
+            tiny.call(pipe)
+        arguments = {k: v.clone() if torch.is_tensor(v) else v for k, v in seen[0].items()}
+        pipe.transformer.requires_grad_(True)
+        pipe.transformer(**arguments)[0].sum().backward()
+    assert pipe.transformer.blocks[0].attn1.to_q.weight.grad.isfinite().all()
+
+
+def test_a_prediction_needs_no_kernel_of_the_machine():
+    from fastdit.pipelines.profiling import Geometry, profile, read_model
+
+    report = profile(read_model("Wan2.1-T2V-1.3B"), [RadialAttention(backend="flashinfer")], Geometry(21, 60, 104, 4))
+    assert report.macs_executed < report.macs_dense
+
+
+def test_patches_that_lose_the_next_frame_are_refused():
+    method = RadialAttention(token_order="tile", block_size=64, decay=0.2, sink=False)
+    with pytest.raises(ValueError, match="cuts frames of 88 tokens off"):
+        bound(method).kernel(geometry_of(method, TokenLayout(17, 22, 4)))
+
+
+def test_recall_of_two_transformers_is_kept_apart():
+    tiny = BY_NAME["wan22_a14b"]
+    pipe = tiny.make()
+    watching = probe(RadialAttention(decay=0.2))
+    with accelerate(pipe, [watching]):
+        tiny.call(pipe, steps=3)
+    assert {item.transformer for item in watching.found} == {"transformer", "transformer_2"}
+    assert not torch.equal(by_layer(watching.found)["tile"], by_layer(watching.found, "transformer_2")["tile"])

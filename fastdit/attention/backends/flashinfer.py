@@ -1,21 +1,20 @@
 """FlashInfer's block-sparse kernel, the one behind the published figures of Radial Attention (CUDA, half precision).
 
-It wants whole blocks of keys. A sequence that ends inside a block is described in smaller ones: blocks of
-gcd(block_size, length) keys fit any length exactly, so no padded key has to be masked.
+It wants whole blocks of keys. Where a sequence ends inside a block, the keys of that block are attended densely by the
+queries that see it, and the two partial results are merged by their log-sum-exp.
 """
 
 from __future__ import annotations
 
-import math
 from functools import cache, lru_cache
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from fastdit.attention.backends.base import BACKENDS, Backend, SparseCall, load, needs_cuda
+from fastdit.attention.cover import unpack
 
 WORKSPACE = 128 * 2**20  # bytes, as FlashInfer's documentation recommends
 HEAD_DIMS = (64, 128, 256)
@@ -24,17 +23,33 @@ HEAD_DIMS = (64, 128, 256)
 def attend(call: SparseCall) -> Tensor:
     """Sparse attention of a checked call, (B, S, H, D), one sample after the other."""
     out = torch.zeros_like(call.q)
-    heads, channels = call.q.shape[2:]
     for b, length in enumerate(call.lengths):
-        wrapper = _plan(
-            call.packed, len(call.mask), call.block_size, length, heads, channels, call.q.dtype, call.q.device
-        )
-        q, k, v = (x[b, :length].contiguous() for x in (call.q, call.k, call.v))  # (L, H, D)
-        out[b, :length] = wrapper.run(q, k, v)
+        out[b, :length] = _attend_one(call, *(x[b, :length].contiguous() for x in (call.q, call.k, call.v)))
     return out
 
 
-@lru_cache(maxsize=8)  # a wrapper holds 8 MB of its own
+def _attend_one(call: SparseCall, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The result (L, H, D) of one sample, cut to its valid length."""
+    module, (length, heads, channels) = _module(), q.shape
+    whole = length // call.block_size * call.block_size  # keys in whole blocks
+    if not whole:
+        return module.single_prefill_with_kv_cache(q, k, v)  # type: ignore[no-any-return]
+    wrapper, late, alone = _plan(
+        call.packed, len(call.mask), call.block_size, length, heads, channels, q.dtype, q.device
+    )
+    if not len(late):
+        return wrapper.run(q, k[:whole], v[:whole])  # type: ignore[no-any-return]
+    out, lse = wrapper.run(q, k[:whole], v[:whole], return_lse=True)  # (L, H, D), (L, H)
+    rest = module.single_prefill_with_kv_cache(q[late], k[whole:], v[whole:], return_lse=True)
+    merged, _ = module.merge_state(out[late], lse[late], *rest)
+    out[late] = torch.where(alone, rest[0], merged)
+    return out  # type: ignore[no-any-return]
+
+
+# Each wrapper holds 8 MB on the device, as much pinned memory, and 4 bytes for each kept block. Four are the two text
+# lengths of classifier-free guidance under two masks.
+@lru_cache(maxsize=4)
+@torch.inference_mode(False)  # what is kept must serve calls outside of it as well
 def _plan(
     packed: bytes,
     side: int,
@@ -44,28 +59,32 @@ def _plan(
     channels: int,
     dtype: torch.dtype,
     device: torch.device,
-) -> Any:
-    """A wrapper with its plan made: rows of block_size queries, columns of gcd(block_size, length) keys."""
+) -> tuple[Any, Tensor, Tensor]:
+    """A wrapper planned for the whole blocks of keys, the T queries that see the ragged one, and which see it alone.
+
+    The queries are indices (T,), the last is bool (T, 1, 1).
+    """
+    blocks, whole = -(-length // block_size), length // block_size
+    mask = torch.from_numpy(unpack(packed, side)[:blocks, :blocks])
+    kept = mask[:, :whole]
     wrapper = _module().BlockSparseAttentionWrapper(_workspace(device))
-    indptr, indices, width = block_lists(packed, side, block_size, length)
     wrapper.plan(
-        indptr.to(device), indices.to(device), length, length, block_size, width, heads, heads, channels,
+        row_pointers(kept.sum(1)).to(device), kept.nonzero()[:, 1].int().to(device),
+        length, whole * block_size, block_size, block_size, heads, heads, channels,
         q_data_type=dtype, kv_data_type=dtype, o_data_type=dtype,
     )  # fmt: skip
-    return wrapper
+    sees, empty = (x.repeat_interleave(block_size)[:length] for x in (mask[:, whole:].any(1), ~kept.any(1)))
+    late = sees.nonzero().flatten()
+    return wrapper, late.to(device), empty[late][:, None, None].to(device)
 
 
-def block_lists(packed: bytes, side: int, block_size: int, length: int) -> tuple[Tensor, Tensor, int]:
-    """Compressed rows of the mask up to `length` tokens: int32 indptr (nb + 1,), indices, and keys per index."""
-    blocks = math.ceil(length / block_size)
-    bits = np.unpackbits(np.frombuffer(packed, np.uint8), count=side * side).reshape(side, side)
-    width = math.gcd(block_size, length)
-    fine = torch.from_numpy(bits[:blocks, :blocks].astype(bool)).repeat_interleave(block_size // width, dim=1)
-    fine = fine[:, : length // width]  # (blocks, L / width)
-    return torch.cat([torch.zeros(1), fine.sum(1).cumsum(0)]).int(), fine.nonzero()[:, 1].int(), width
+def row_pointers(counts: Tensor) -> Tensor:
+    """Where each row of `counts` (n,) entries begins, and the end: int32 (n + 1,) on the CPU."""
+    return torch.cat([torch.zeros(1, dtype=torch.int64, device="cpu"), counts.cumsum(0)]).int()
 
 
 @cache
+@torch.inference_mode(False)
 def _workspace(device: torch.device) -> Tensor:
     return torch.empty(WORKSPACE, dtype=torch.uint8, device=device)
 

@@ -233,7 +233,7 @@ def _rooms(call: SparseCall) -> tuple[int, Sequence[Sequence[Tensor]]]:
     copies = int(SPARE * 4 * batch * heads * call.q.dtype.itemsize / dtype.itemsize)
     if call.q.device.type != "cpu" or copies < 2:
         return 1, [[]]
-    return copies // 2, torch.empty(copies // 2, 2, 1, tokens, channels, dtype=dtype)  # type: ignore[return-value]
+    return copies // 2, torch.empty(copies // 2, 2, 1, tokens, channels, dtype=dtype, device="cpu")  # type: ignore[return-value]
 
 
 def _load(call: SparseCall, q: Tensor, k: Tensor, v: Tensor, room: Sequence[Tensor] = ()) -> Heads:

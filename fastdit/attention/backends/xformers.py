@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastdit.attention.backends.base import BACKENDS, Backend, SparseCall, load, needs_cuda
+from fastdit.attention.cover import unpack
 
 
 def attend(call: SparseCall) -> Tensor:
@@ -33,7 +34,7 @@ def attend(call: SparseCall) -> Tensor:
 @lru_cache(maxsize=32)
 def diagonal_sizes(packed: bytes, side: int) -> tuple[int, ...] | None:
     """The sides, in blocks, of the squares along the diagonal that make up a mask; None if it is of another kind."""
-    mask = np.unpackbits(np.frombuffer(packed, np.uint8), count=side * side).reshape(side, side).astype(bool)
+    mask = unpack(packed, side)
     number = np.cumsum(np.r_[True, (mask[1:] != mask[:-1]).any(1)])  # rows alike follow one another
     if not (mask == (number[:, None] == number)).all():
         return None

@@ -7,6 +7,7 @@ from fastdit.methods.base import Method, Stage, checked_count, checked_range, op
 from fastdit.methods.runtime import Host, Runtime
 
 ORDERS = ("raster", "tile")
+DENSE_ONLY = ("xformers",)  # backends that take no radial mask
 
 
 @register_method
@@ -51,7 +52,9 @@ class RadialAttention(Method):
         choices=("auto", "sdpa", "flex", "flashinfer"),
     )  # fmt: skip
     dense_backend: str = option(
-        "host", "kernel of dense steps and layers: the model's own, or another", choices=("host", "xformers")
+        "host",
+        "kernel of dense steps and layers: the model's own, or another",
+        choices=("host", "xformers", "sdpa", "flex", "flashinfer"),
     )
 
     def __post_init__(self) -> None:
@@ -78,9 +81,9 @@ class RadialAttention(Method):
         if self.token_order not in ORDERS:
             raise ValueError(f"token_order must be one of {', '.join(ORDERS)}, got {self.token_order!r}")
         for name, own in (("backend", "auto"), ("dense_backend", "host")):
-            if getattr(self, name) != own and getattr(self, name) not in BACKENDS:
-                known = ", ".join([own, *BACKENDS])
-                raise ValueError(f"{name} must be one of {known}, got {getattr(self, name)!r}")
+            known = [own, *(key for key in BACKENDS if name == "dense_backend" or key not in DENSE_ONLY)]
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
 
     @property
     def stage(self) -> Stage:

@@ -7,7 +7,7 @@ from torch import Tensor
 from fastdit.core.layout import TokenLayout
 from fastdit.methods.radial_attention.config import RadialAttention
 from fastdit.ops.radial_mask import keeps_neighbours, radial_block_mask, with_text
-from fastdit.ops.tile_order import tile_block_mask, tile_order
+from fastdit.ops.tile_order import inverse_order, tile_block_mask, tile_order
 
 PUBLISHED = 128  # tokens in a block, and the unit of the published code
 SMALL_FRAME = 256  # tokens: below, a frame has too few blocks of 128 to tell near from far
@@ -41,13 +41,15 @@ def mask_of(method: RadialAttention, geometry: Geometry) -> Tensor:
         layout.frames, tokens, block_size=block_size, decay=method.decay, sink=method.sink, unit=geometry.unit,
         near_width=method.near_width,
     )  # fmt: skip
-    if not keeps_neighbours(mask, layout.frames, tokens, block_size):
-        raise ValueError(
-            f"block_size={block_size} with near_width={method.near_width:g} cuts frames of {tokens} tokens off from "
-            "their neighbours, and motion with them: take smaller blocks or near_width=1"
-        )
+    place = None
     if method.token_order == "tile":
         mask = tile_block_mask(*layout.grid, block_size=block_size, kept=int(mask.sum()), sink=method.sink)
+        place = inverse_order(tile_order(*layout.grid, block_size))
+    if not keeps_neighbours(mask, layout.frames, tokens, block_size, place):
+        raise ValueError(
+            f"block_size={block_size} with near_width={method.near_width:g} cuts frames of {tokens} tokens off from "
+            "their neighbours, and motion with them: take smaller blocks, near_width=1 or token_order=raster"
+        )
     return with_text(mask, layout.tokens, layout.text_length, block_size)
 
 

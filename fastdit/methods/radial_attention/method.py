@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -12,7 +13,7 @@ from fastdit.core.layout import TokenLayout
 from fastdit.core.ledger import PatchLedger
 from fastdit.core.report import MethodReport
 from fastdit.methods.radial_attention.config import RadialAttention
-from fastdit.methods.radial_attention.mask import Geometry, geometry_of, mask_of, order_of
+from fastdit.methods.radial_attention.mask import PUBLISHED, Geometry, geometry_of, mask_of, order_of
 from fastdit.methods.runtime import Forward, Host
 
 FEW_TOKENS = 4096  # below, a sparse call costs about as much as the dense one
@@ -40,9 +41,10 @@ class RadialRuntime:
             raise ValueError(
                 f"dense_layers={first} leaves no layer of this {self.host.label} with {depth} sparse: give less"
             )
+        here = not any(parameter.is_meta for parameter in self.host.module.parameters())
         for name, own in (("backend", "auto"), ("dense_backend", "host")):
             backend = getattr(self.method, name)
-            if backend != own and (absent := BACKENDS[backend].missing()):
+            if here and backend != own and (absent := BACKENDS[backend].missing()):
                 raise ValueError(f"{name}={backend!r} {absent}; or take {name}={own!r}")
         self.layers = range(first, depth)
         self.report.layers = len(self.layers)
@@ -75,22 +77,37 @@ class RadialRuntime:
                     "outside of one: give dense_share or a range of noise"
                 )
             return method.dense_share < 1 and noise <= noise_after(method.dense_share, self.host.family.flow_shift)
-        first = round(method.dense_share * steps) if method.dense_steps is None else method.dense_steps
+        first = method.dense_steps
+        if first is None:
+            first = max(1, round(method.dense_share * steps)) if method.dense_share else 0
         return first <= step < steps - method.dense_end
 
-    def acts(self, layout: TokenLayout, noises: Sequence[float]) -> str | None:
+    def reduces(self, layout: TokenLayout, noise: float) -> frozenset[int]:
+        return frozenset()
+
+    def acts(self, layout: TokenLayout, noises: Sequence[float], reduced: Sequence[frozenset[int]] = ()) -> str | None:
         self.report.cautions.clear()
+        if self.method.dense_backend != "host":
+            return None
         steps = len(noises)
-        sparse = sum(self.sparse_at(step, steps, noise) for step, noise in enumerate(noises))
+        sparse = [step for step, noise in enumerate(noises) if self.sparse_at(step, steps, noise)]
         if not sparse:
             return (
                 f"all {steps} steps of this run are dense (dense_share {self.method.dense_share:g}, dense_steps "
                 f"{self.method.dense_steps}, dense_end {self.method.dense_end}): take more steps or fewer dense ones"
             )
-        kernel = self.kernel(geometry_of(self.method, layout))
+        geometry = geometry_of(self.method, layout)
+        kernel = self.kernel(geometry)
         if bool(kernel.mask.all()):
             return f"the mask keeps all pairs of {layout.frames} frames of {layout.height * layout.width} tokens"
-        self.note(kernel, layout)
+        free = [step for step in sparse if not reduced or set(self.layers) - reduced[step]]
+        if not free:
+            return "tokens are merged in every call that would be sparse: narrow the noise or layers of the merging"
+        self.caution(kernel, len(free), steps)
+        return None
+
+    def caution(self, kernel: SparseKernel, sparse: int, steps: int) -> None:
+        """Tell beforehand of a run that is too small or too short to gain."""
         if kernel.tokens < FEW_TOKENS:
             self.report.cautions.append(
                 f"{self.method.name}: {kernel.tokens} tokens are few, sparse attention gains no time below about "
@@ -99,17 +116,23 @@ class RadialRuntime:
         if sparse * 2 < steps:
             self.report.cautions.append(
                 f"{self.method.name}: only {sparse} of {steps} steps are sparse, so little can be gained; take more "
-                "steps, or a smaller dense_share"
+                "steps, or fewer dense ones"
             )
-        return None
 
     def check_backend(self, kernel: SparseKernel, forward: Forward) -> None:
         """ValueError where the backends asked for cannot run here; at the first forward, be it sparse or not."""
         if forward.device is None:
             return
-        like = torch.empty((), device=forward.device, dtype=forward.dtype).expand(1, kernel.tokens, 1, 64)
+        attention: Any = self.host.family.attentions(self.host.module)[0][1]
+        channels = attention.inner_dim // attention.heads if hasattr(attention, "inner_dim") else 64
+        like = torch.empty((), device=forward.device, dtype=forward.dtype).expand(1, kernel.tokens, 1, channels)
         for asked in filter(None, (kernel, self.dense_kernel(kernel.tokens))):
-            choose_backend(like, asked.mask, block_size=asked.block_size, backend=asked.backend)
+            choice = choose_backend(like, asked.mask, block_size=asked.block_size, backend=asked.backend)
+            if choice.backend.name == "sdpa" and forward.device.type == "cuda" and forward.dtype != torch.float32:
+                self.report.cautions.append(
+                    f"{self.method.name}: the portable kernel computes {forward.dtype} on CUDA in float32 and may be "
+                    f"slower than dense attention ({choice.reason}); install flashinfer or triton"
+                )
 
     def plan(self, forward: Forward) -> RadialPlan | None:
         geometry = geometry_of(self.method, forward.layout)
@@ -133,6 +156,8 @@ class RadialRuntime:
         density = self.kernel(plan.geometry).density if plan is not None else 1.0
         mean = (sparse * density + len(self.layers) - sparse) / len(self.layers)
         self.report.book(len(self.layers), mean)
+        if plan is not None:
+            self.note(plan.geometry)
         return mean
 
     def kernel(self, geometry: Geometry) -> SparseKernel:
@@ -156,12 +181,13 @@ class RadialRuntime:
             self.dense_kernels[tokens] = SparseKernel(mask, tokens, tokens, self.method.dense_backend)
         return self.dense_kernels[tokens]
 
-    def note(self, kernel: SparseKernel, layout: TokenLayout) -> None:
+    def note(self, geometry: Geometry) -> None:
         """Tell in the report which mask runs."""
-        tokens = layout.height * layout.width
-        small = f", unit {kernel.block_size} for frames of {tokens} tokens" if kernel.block_size < 128 else ""
+        tokens = geometry.layout.height * geometry.layout.width
+        small = f", unit {geometry.unit} for frames of {tokens} tokens" if geometry.unit != PUBLISHED else ""
         dense = "" if self.method.dense_backend == "host" else f"; dense calls by {self.method.dense_backend}"
-        self.report.note = f"mask of density {kernel.density:.3f}, blocks of {kernel.block_size}{small}{dense}"
+        density = self.kernel(geometry).density
+        self.report.note = f"mask of density {density:.3f}, blocks of {geometry.block_size}{small}{dense}"
 
     def _chosen(self, choice: Choice) -> None:
         self.report.backend = f"{choice.backend.name} (sparse)"

@@ -25,6 +25,7 @@ ROWS = 512  # queries looked at in each call, evenly spaced over the sequence
 class Recall:
     """The share of attention that one mask keeps in one call, for each head a mean over samples."""
 
+    transformer: str
     mask: str
     density: float
     layer: int
@@ -34,13 +35,13 @@ class Recall:
 
 @dataclass(frozen=True)
 class RecallProbe(Method):
-    """Runs dense, and in every `every`th step adds to `found` what each of the `masks` would have kept."""
+    """Runs dense, and in `looks` steps of the run adds to `found` what each of the `masks` would have kept."""
 
     name = "attention_recall"
     summary = "measures which share of the attention a mask keeps"
 
     masks: tuple[tuple[str, RadialAttention], ...] = ()
-    every: int = 5
+    looks: int = 5
     found: list[Recall] = field(default_factory=list, compare=False)
 
     @property
@@ -59,9 +60,9 @@ class RecallProbe(Method):
         return ProbeRuntime(self, host)
 
 
-def probe(method: RadialAttention, every: int = 5) -> RecallProbe:
+def probe(method: RadialAttention, looks: int = 5) -> RecallProbe:
     """A probe for the mask of these settings in both orders of tokens, at equal density."""
-    return RecallProbe(tuple((order, replace(method, token_order=order)) for order in ("raster", "tile")), every)
+    return RecallProbe(tuple((order, replace(method, token_order=order)) for order in ("raster", "tile")), looks)
 
 
 @dataclass
@@ -83,7 +84,10 @@ class ProbeRuntime:
         for wrapper in self.host.wrappers:
             wrapper.kernel = None
 
-    def acts(self, layout: TokenLayout, noises: Sequence[float]) -> str | None:
+    def reduces(self, layout: TokenLayout, noise: float) -> frozenset[int]:
+        return frozenset()
+
+    def acts(self, layout: TokenLayout, noises: Sequence[float], reduced: Sequence[frozenset[int]] = ()) -> str | None:
         masks = self.masks(layout)
         if all(bool(mask.all()) for _, mask, _ in masks):
             return f"the mask keeps all pairs of {layout.frames} frames: take a longer video"
@@ -93,7 +97,9 @@ class ProbeRuntime:
         """Nothing is changed, so nothing is planned."""
 
     def apply(self, plan: None, forward: Forward) -> None:
-        looked_at = forward.step_index % self.method.every == 0 and forward.pass_index == 0
+        looks, last = min(self.method.looks, forward.num_steps), forward.num_steps - 1
+        steps = {round(last * look / max(1, looks - 1)) for look in range(looks)}
+        looked_at = forward.step_index in steps and forward.pass_index == 0
         for layer, wrapper in enumerate(self.host.wrappers):
             wrapper.kernel = Listener(self, layer, forward) if looked_at else None
 
@@ -132,12 +138,14 @@ class Listener:
         )  # (masks, B, H)
         for (name, mask, _), share in zip(masks, shares, strict=True):
             heads = tuple(share.mean(0).tolist())
-            self.runtime.method.found.append(Recall(name, density(mask), self.layer, self.forward.noise, heads))
+            found = Recall(self.runtime.host.label, name, density(mask), self.layer, self.forward.noise, heads)
+            self.runtime.method.found.append(found)
         return F.scaled_dot_product_attention(query, key, value, **options)
 
 
-def by_layer(found: Sequence[Recall]) -> dict[str, Tensor]:
-    """The mean over steps for each mask: (layers, heads)."""
+def by_layer(found: Sequence[Recall], transformer: str = "transformer") -> dict[str, Tensor]:
+    """The mean over steps for each mask in one of the pipeline's transformers: (layers, heads)."""
+    found = [item for item in found if item.transformer == transformer]
     layers = 1 + max(item.layer for item in found)
     names = dict.fromkeys(item.mask for item in found)
     return {

@@ -116,7 +116,10 @@ class TokenMergingRuntime:
         frames = layout.frames - layout.protected // (layout.height * layout.width)
         return TokenLayout(frames, layout.height, layout.width, layout.text_length, layout.text)
 
-    def acts(self, layout: TokenLayout, noises: Sequence[float]) -> str | None:
+    def reduces(self, layout: TokenLayout, noise: float) -> frozenset[int]:
+        return frozenset(self.layers if self.rows(layout, noise) < self.tokens(layout) else ())
+
+    def acts(self, layout: TokenLayout, noises: Sequence[float], reduced: Sequence[frozenset[int]] = ()) -> str | None:
         if any(self.rows(layout, noise) < self.tokens(layout) for noise in noises):
             return None
         low, high = self.method.noise
