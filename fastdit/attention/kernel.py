@@ -53,9 +53,10 @@ class SparseKernel:
             query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
         lengths = self._valid(attn_mask, query.shape[0])
         q, k, v = (self._ordered(x.transpose(1, 2)) for x in (query, key, value))  # (B, S, H, D)
-        about = {"block_size": self.block_size, "kv_length": lengths, "backend": self.backend}
-        self.chosen(choose_backend(q, self.mask, **about))  # type: ignore[arg-type]
-        out = sparse_attention(q, k, v, self.mask, **about)  # type: ignore[arg-type]
+        about: dict[str, Any] = {"block_size": self.block_size, "kv_length": lengths}
+        choice = choose_backend(q, self.mask, backend=self.backend, **about)
+        self.chosen(choice)
+        out = sparse_attention(q, k, v, self.mask, backend=choice, **about)
         return self._ordered(out, back=True).transpose(1, 2)
 
     @property

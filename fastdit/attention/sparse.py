@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from operator import index
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,19 +25,21 @@ def sparse_attention(
     *,
     block_size: int = 128,
     kv_length: Length = None,
-    backend: str = "auto",
+    backend: str | Choice = "auto",
 ) -> Tensor:
     """Softmax attention over the kept blocks: q, k, v (B, S, H, D) -> (B, S, H, D), scores scaled by 1/sqrt(D).
 
     `block_mask` is bool (nb, nb), nb = ceil(S / block_size), the last block ragged: query block i sees key block j
     where it is True (keep it on the CPU: it is read there). `kv_length`, int or (B,): keys from there on are never
     attended and query rows from there on are 0. ValueError for shapes, devices or lengths that do not fit, for a query
-    block without any key, and where the named backend cannot take the call; `choose_backend` tells what "auto" takes.
+    block without any key, and where the named backend cannot take the call; `choose_backend` tells what "auto" takes,
+    and what it returned for such a call may be given as `backend`, to be taken as it is.
     """
     call = _checked(q, k, v, block_mask, block_size, kv_length)
     if q.is_meta:  # shapes only
         return torch.empty_like(q)
-    return choose(backend, call).backend.attend(call)
+    choice = choose(backend, call) if isinstance(backend, str) else backend
+    return choice.backend.attend(call)
 
 
 def choose_backend(
@@ -49,12 +54,11 @@ def executed_pairs(block_mask: Tensor, block_size: int, tokens: int, kv_length: 
 
     Times 2 D it is the number of MACs.
     """
-    count = len(kv_length) if isinstance(kv_length, (Sequence, Tensor)) and not _is_scalar(kv_length) else 1
     _check_mask(block_mask, block_size, tokens)
-    lengths = _lengths(kv_length, count, tokens)
-    first = torch.arange(len(block_mask)) * block_size  # (nb,)
+    lengths = _lengths(kv_length, None, tokens)
+    first = torch.arange(len(block_mask), device="cpu") * block_size  # (nb,)
     mask = block_mask.cpu().double()  # exact up to 2^53 pairs
-    sizes = (torch.tensor(lengths)[:, None] - first).clamp(0, block_size).double()  # (B, nb)
+    sizes = (torch.tensor(lengths, device="cpu")[:, None] - first).clamp(0, block_size).double()  # (B, nb)
     return int(torch.einsum("bi,ij,bj->", sizes, mask, sizes))
 
 
@@ -95,19 +99,24 @@ def _check_mask(mask: Tensor, block_size: int, tokens: int) -> None:
         )
 
 
-def _is_scalar(value: Length) -> bool:
-    return value is None or isinstance(value, int) or (isinstance(value, Tensor) and value.ndim == 0)
-
-
-def _lengths(kv_length: Length, batch: int, tokens: int) -> tuple[int, ...]:
-    """The valid length of every sample."""
-    if kv_length is None:
-        return (tokens,) * batch
-    given = kv_length.tolist() if isinstance(kv_length, Tensor) else kv_length
-    lengths = (given,) * batch if isinstance(given, int) else tuple(given)
-    if len(lengths) != batch:
+def _lengths(kv_length: Length, batch: int | None, tokens: int) -> tuple[int, ...]:
+    """The valid length of every sample; where their number is not known (None), of as many as are given, at least 1."""
+    given: Any = tokens if kv_length is None else kv_length
+    if isinstance(given, (Tensor, np.ndarray)):
+        given = given.tolist()
+    if not isinstance(given, Iterable):
+        return (_length(given, tokens),) * (batch or 1)
+    lengths = tuple(_length(one, tokens) for one in given)
+    if batch is not None and len(lengths) != batch:
         raise ValueError(f"kv_length has {len(lengths)} entries for {batch} samples; give one for each, or one number")
-    for length in lengths:
-        if not isinstance(length, int) or not 1 <= length <= tokens:
-            raise ValueError(f"kv_length={length} is outside [1, {tokens}], the number of tokens")
     return lengths
+
+
+def _length(given: Any, tokens: int) -> int:
+    try:
+        length = index(given)  # NumPy's integers as well
+    except TypeError:
+        raise ValueError(f"kv_length={given} is no whole number; give one in [1, {tokens}]") from None
+    if not 1 <= length <= tokens:
+        raise ValueError(f"kv_length={length} is outside [1, {tokens}], the number of tokens")
+    return length

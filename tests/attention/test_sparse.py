@@ -1,8 +1,13 @@
 """Block-sparse attention against the dense formula: any shape, mask, length, size of scores; gradients; bad input."""
 
 import math
+import os
+import subprocess
+import sys
 import threading
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -38,6 +43,12 @@ def random_mask(blocks, density, seed=0):
 
 def inputs(batch, tokens, heads, channels, dtype=torch.float32):
     return [torch.randn(batch, tokens, heads, channels, dtype=dtype) for _ in range(3)]
+
+
+def pairs(piece):
+    """The (query block, key block) pairs that a piece of a cover stands for."""
+    keys = piece.blocks or range(piece.start, piece.start + piece.width)
+    return [(piece.row + r, key + r * piece.step) for r in range(piece.rows) for key in keys]
 
 
 @pytest.fixture(params=["pieces", "masked"])
@@ -99,10 +110,10 @@ def test_cover_holds_every_kept_pair_exactly_once(problem, group):
     blocks, whole = -(-lengths[0] // size), lengths[0] // size
     found = torch.zeros(blocks, blocks, dtype=torch.int)
     for piece in (piece for group in groups for piece in group.pieces):
-        for pair in piece.pairs():
+        for pair in pairs(piece):
             found[pair] += 1
         if piece.step or piece.blocks:  # they need blocks of one size
-            assert max(key for _, key in piece.pairs()) < whole
+            assert max(key for _, key in pairs(piece)) < whole
         if piece.step:
             assert piece.row + piece.rows <= whole
     assert torch.equal(found, mask[:blocks, :blocks].int())
@@ -211,6 +222,100 @@ def test_an_error_in_one_thread_ends_all():
         workers.run((fail for _ in iter(int, 1)), lambda: "lost", 3)  # endless, were it not for the error
 
 
+@pytest.fixture
+def four_threads():
+    """PyTorch on four threads, here and in every thread that is yet to come."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    yield
+    torch.set_num_threads(before)
+
+
+def in_a_fresh_thread(function):
+    """What function() gives in a thread that has not used PyTorch yet."""
+    found = []
+    thread = threading.Thread(target=lambda: found.append(function()))
+    thread.start()
+    thread.join()
+    return found[0]
+
+
+def test_threads_that_begin_during_a_run_keep_the_usual_number(four_threads, monkeypatch):
+    monkeypatch.setattr(workers, "_POOL", workers._Pool())
+    found = []
+
+    def task(space):
+        found.append((torch.get_num_threads(), in_a_fresh_thread(torch.get_num_threads)))
+
+    for threads in (2, 3, 2):  # the second run wants more than there are
+        workers.run([task] * 6, lambda: None, threads)
+    assert found == [(1, 4)] * 18
+    assert torch.get_num_threads() == in_a_fresh_thread(torch.get_num_threads) == 4
+
+
+def test_a_thread_with_a_number_of_its_own_changes_it_for_no_other(four_threads, monkeypatch):
+    monkeypatch.setattr(workers, "_POOL", workers._Pool())
+
+    def alone():
+        workers.run([lambda space: None] * 3, lambda: None, 2)
+        return torch.get_num_threads()
+
+    assert in_a_fresh_thread(alone) == 4 and torch.get_num_threads() == 4
+
+
+def test_callers_at_the_same_time_share_the_threads():
+    done = []
+    callers = [
+        threading.Thread(target=workers.run, args=([lambda space, i=i: done.append(i)] * 50, int, 2 + i % 2))
+        for i in range(6)
+    ]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join(60)
+    assert sorted(done) == [i for i in range(6) for _ in range(50)]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_forked_process_has_threads_of_its_own_and_ends():
+    script = """
+import os, sys, torch
+from fastdit.attention import workers
+def work():
+    done = []
+    workers.run([lambda space: done.append(torch.ones(9).sum())] * 9, int, 2)
+    return len(done)
+assert work() == 9
+child = os.fork()
+assert work() == 9
+sys.exit(0 if not child else os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
+
+
+@pytest.mark.parametrize("length", [200, 131, [200, 131]])
+def test_another_default_device_makes_no_difference(path, length):
+    mask, lengths = random_mask(13, 0.4), length if isinstance(length, list) else [length] * 2
+    q, k, v = (x.half() for x in inputs(2, 200, 2, 8))
+    expected, pairs = dense(q.float(), k.float(), v.float(), mask, 16, lengths), executed_pairs(mask, 16, 200, lengths)
+    with torch.device("meta"):
+        out = sparse_attention(q, k, v, mask, block_size=16, kv_length=length)
+        assert executed_pairs(mask, 16, 200, lengths) == pairs
+    assert (out - expected).abs().max() < 5e-3
+
+
+@pytest.mark.parametrize(
+    "length",
+    [np.int64(20), np.array(20), np.array([20, 20]), [np.int64(20), 20], torch.tensor(20), torch.tensor([20, 20])],
+)
+def test_lengths_may_be_of_any_integer_type(length):
+    mask = random_mask(4, 0.5)
+    q, k, v = inputs(2, 30, 2, 8)
+    expected = sparse_attention(q, k, v, mask, block_size=8, kv_length=20)
+    assert torch.equal(sparse_attention(q, k, v, mask, block_size=8, kv_length=length), expected)
+    assert executed_pairs(mask, 8, 30, length) == executed_pairs(mask, 8, 30, 20) * (1 if np.ndim(length) == 0 else 2)
+
+
 def test_executed_pairs_counts_what_dense_would_keep():
     mask = random_mask(11, 0.4)
     for length in (None, 81, 80, 33):
@@ -259,7 +364,8 @@ LATE_KEYS[2] = torch.arange(7) == 6
         ({"kv_length": 101}, "kv_length=101 is outside"),
         ({"kv_length": [100, -1]}, "kv_length=-1 is outside"),
         ({"kv_length": [100]}, "kv_length has 1 entries for 2 samples"),
-        ({"kv_length": torch.tensor([1.5, 2.0])}, "kv_length=1.5 is outside"),
+        ({"kv_length": torch.tensor([1.5, 2.0])}, "kv_length=1.5 is no whole number"),
+        ({"kv_length": 2.5}, r"kv_length=2.5 is no whole number; give one in \[1, 100\]"),
         ({"backend": "spda"}, "unknown attention backend 'spda'.*did you mean 'sdpa'"),
     ],
 )
@@ -274,3 +380,13 @@ def test_bad_input_is_one_clear_line(change, message):
 def test_choice_is_told_with_its_reason():
     choice = choose_backend(torch.zeros(1, 100, 2, 8), random_mask(7, 0.5), block_size=16)
     assert choice.backend.name == "sdpa" and "cpu" in choice.reason
+
+
+def test_a_choice_made_before_is_taken_as_it_is():
+    q, k, v = inputs(1, 100, 2, 8)
+    mask = random_mask(7, 0.5)
+    choice = choose_backend(q, mask, block_size=16)
+    named = replace(choice, backend=replace(choice.backend, attend=lambda call: call.lengths))
+    assert sparse_attention(q, k, v, mask, block_size=16, backend=named) == (100,)
+    expected = sparse_attention(q, k, v, mask, block_size=16)
+    assert torch.equal(sparse_attention(q, k, v, mask, block_size=16, backend=choice), expected)

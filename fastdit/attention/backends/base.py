@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from types import ModuleType
 
 import torch
@@ -101,7 +101,13 @@ def choose(name: str, call: SparseCall) -> Choice:
 
 
 def _against(backend: Backend, call: SparseCall) -> str | None:
-    return backend.refuses(call) or backend.missing()
+    return backend.refuses(call) or absent(backend)
+
+
+@cache  # each failed import searches the whole path again
+def absent(backend: Backend) -> str | None:
+    """Why a backend cannot run on this machine, found out once per process; None if it can."""
+    return backend.missing()
 
 
 def load(module: str, extra: str = "") -> ModuleType:
