@@ -16,6 +16,7 @@ from fastdit.methods.base import load_methods
 from fastdit.models.base import load_families
 
 BY_NAME = {tiny.name: tiny for tiny in TINY}
+ONE_OF_EACH_FAMILY = list({tiny.family: tiny.name for tiny in reversed(TINY)}.values())
 ON_EACH = pytest.mark.parametrize("tiny", TINY, ids=lambda tiny: tiny.name)
 
 
@@ -130,6 +131,20 @@ def assert_same_objects(before: dict, after: dict) -> None:
 
 
 __all__ = [
-    "BY_NAME", "ON_EACH", "NothingAccelerated", "assert_close", "assert_same_objects", "counted", "dense_output",
-    "first_settings", "fits", "home", "pairs", "rotary_kind", "settings", "snapshot", "universal_settings",
+    "BY_NAME",
+    "ONE_OF_EACH_FAMILY",
+    "ON_EACH",
+    "NothingAccelerated",
+    "assert_close",
+    "assert_same_objects",
+    "counted",
+    "dense_output",
+    "first_settings",
+    "fits",
+    "home",
+    "pairs",
+    "rotary_kind",
+    "settings",
+    "snapshot",
+    "universal_settings",
 ]  # fmt: skip

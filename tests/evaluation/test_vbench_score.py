@@ -178,7 +178,8 @@ def test_scored_dimensions_are_skipped_until_their_videos_change(run, suite, eng
 def test_ctrl_c_ends_the_child_and_keeps_what_is_done(run, suite, engine, tmp_path):
     """Also SIGKILL: the child watches a pipe of its parent."""
     code = (
-        "import sys; from pathlib import Path\n"
+        "import signal, sys; from pathlib import Path\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # shells make background jobs ignore Ctrl-C
         "from fastdit.evaluation.vbench.runner import Engine\n"
         "from fastdit.evaluation.vbench.scoring import Scoring\n"
         "from fastdit.evaluation.vbench.suite import PromptSuite\n"

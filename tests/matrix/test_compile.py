@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import BY_NAME, assert_close, first_settings, home, pairs
+from helpers import BY_NAME, assert_close, first_settings, home, pairs, universal_settings
 from methods_table import ATTENTION, Setting
 from torch._dynamo.testing import CompileCounter
 
@@ -81,8 +81,12 @@ def test_a_transformer_compiled_as_a_whole(setting):
     assert_close(tiny.call(pipe, steps=4), dense)
 
 
-@pytest.mark.parametrize("order", ["in place before", "in place after", "wrapped after"])
-@pytest.mark.parametrize("setting", first_settings(), ids=str)
+@pytest.mark.parametrize(
+    ("setting", "order"),
+    [(universal_settings()[0], order) for order in ("in place before", "in place after", "wrapped after")]
+    + [(setting, "in place after") for setting in first_settings()],
+    ids=str,
+)
 def test_compiling_the_whole_at_other_times(setting, order):
     """The hook that plans stays outside the graph, so graphs do not grow with the steps (their index, their noise)."""
     tiny = home(setting, "pixart_alpha", "wan")

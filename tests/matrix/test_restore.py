@@ -4,7 +4,16 @@ import gc
 
 import pytest
 import torch
-from helpers import BY_NAME, assert_same_objects, dense_output, first_settings, pairs, snapshot, universal_settings
+from helpers import (
+    BY_NAME,
+    ONE_OF_EACH_FAMILY,
+    assert_same_objects,
+    dense_output,
+    first_settings,
+    pairs,
+    snapshot,
+    universal_settings,
+)
 
 from fastdit import FastDiTPipeline, accelerate, restore
 from fastdit.models.base import family_of
@@ -50,7 +59,9 @@ def raise_on(count, error):
 ERRORS = (RuntimeError("boom"), KeyboardInterrupt())
 
 
-@pytest.mark.parametrize(("tiny", "setting"), pairs(first_settings()))
+@pytest.mark.parametrize(
+    ("tiny", "setting"), pairs(universal_settings()[:1]) + pairs(first_settings(), ONE_OF_EACH_FAMILY)
+)
 def test_restore_after_a_block_fails_in_mid_step(tiny, setting):
     pipe, error = tiny.make(), ERRORS[first_settings().index(setting) % 2]
     dense = tiny.call(pipe)
@@ -110,7 +121,7 @@ def test_nothing_of_a_run_is_kept(setting):
 
 
 @pytest.mark.parametrize(
-    ("tiny", "setting"), pairs(universal_settings()[:1]) + pairs(first_settings()[:1], ["wan22_a14b", "hunyuan_video"])
+    ("tiny", "setting"), pairs([*universal_settings()[:1], *first_settings()[:1]], ONE_OF_EACH_FAMILY)
 )
 def test_two_pipelines_of_one_class_are_independent(tiny, setting):
     one, other = tiny.make(), tiny.make()

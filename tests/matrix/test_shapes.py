@@ -2,8 +2,16 @@
 
 import pytest
 import torch
-from helpers import BY_NAME, assert_close, first_settings, pairs, rotary_kind, settings, universal_settings
-from tiny import TINY
+from helpers import (
+    BY_NAME,
+    ONE_OF_EACH_FAMILY,
+    assert_close,
+    first_settings,
+    pairs,
+    rotary_kind,
+    settings,
+    universal_settings,
+)
 
 from fastdit import TokenMerging, accelerate
 
@@ -21,8 +29,7 @@ def test_a_batch_of_two_is_two_of_one(tiny, setting):
 
 @pytest.mark.parametrize(
     ("tiny", "setting"),
-    pairs(universal_settings()[-1:], [tiny.name for tiny in TINY if tiny.family != "dit"])
-    + pairs(first_settings()[:1], ["wan", "wan22_a14b", "hunyuan_video"]),
+    pairs([*universal_settings()[-1:], *first_settings()[:1]], [name for name in ONE_OF_EACH_FAMILY if name != "dit"]),
 )
 def test_two_resolutions_in_a_row_are_two_fresh_pipelines(tiny, setting):
     pipe = tiny.make()
