@@ -38,10 +38,10 @@ def pipeline(blocks: int, weights: dict[str, torch.Tensor] | None = None) -> Wan
     return pipe
 
 
-def run(pipe: WanPipeline, frames: int) -> None:
+def run(pipe: WanPipeline, frames: int, height: int = 480, width: int = 832) -> None:
     embeds = torch.randn(1, 512, 4096, generator=torch.Generator().manual_seed(1))
     pipe(
-        prompt_embeds=embeds, height=480, width=832, num_frames=frames, num_inference_steps=1, guidance_scale=1.0,
+        prompt_embeds=embeds, height=height, width=width, num_frames=frames, num_inference_steps=1, guidance_scale=1.0,
         output_type="latent", generator=torch.Generator().manual_seed(0),
     )  # fmt: skip
 

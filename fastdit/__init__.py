@@ -11,15 +11,20 @@ _HOMES = {
     "restore": "fastdit.pipelines",
     "Recipe": "fastdit.pipelines",
     "TokenMerging": "fastdit.methods.token_merging",
+    "LinearProportionalLeap": "fastdit.methods.linear_proportional_leap",
     "RadialAttention": "fastdit.methods.radial_attention",
+    "TemporalTokenMerging": "fastdit.methods.temporal_token_merging",
+    "BlockStreaming": "fastdit.methods.block_streaming",
     "NothingAccelerated": "fastdit.core.errors",
 }
 __all__ = ["FastDiTPipeline", "NothingAccelerated", "Recipe", "accelerate", "restore"]
-__all__ += ["RadialAttention", "TokenMerging"]
+__all__ += ["LinearProportionalLeap", "RadialAttention", "TemporalTokenMerging", "TokenMerging"]
 
 if TYPE_CHECKING:
     from fastdit.core.errors import NothingAccelerated
+    from fastdit.methods.linear_proportional_leap import LinearProportionalLeap
     from fastdit.methods.radial_attention import RadialAttention
+    from fastdit.methods.temporal_token_merging import TemporalTokenMerging
     from fastdit.methods.token_merging import TokenMerging
     from fastdit.pipelines import FastDiTPipeline, Recipe, accelerate, restore
 

@@ -67,6 +67,11 @@ def first_settings(kind: str = "active") -> list[Setting]:
     return list(found.values())
 
 
+def settings_in_forwards() -> list[Setting]:
+    """Those of `first_settings()` that change what a transformer's forward computes: no loading, no steps."""
+    return [setting for setting in first_settings() if setting.method.stage not in ("load", "step")]
+
+
 def universal_settings() -> list[Setting]:
     """Those of `first_settings()` that fit nearly every family: what tests take that need any method at all."""
     return [setting for setting in first_settings() if fits(BY_NAME["pixart_alpha"], setting)]
@@ -145,6 +150,7 @@ __all__ = [
     "pairs",
     "rotary_kind",
     "settings",
+    "settings_in_forwards",
     "snapshot",
     "universal_settings",
 ]  # fmt: skip

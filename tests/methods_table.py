@@ -6,9 +6,10 @@ A new method adds its row here and nothing else; `tests/matrix` does the rest.
 from dataclasses import dataclass, field
 from typing import Any
 
-from fastdit import RadialAttention, TokenMerging
+from fastdit import LinearProportionalLeap, RadialAttention, TemporalTokenMerging, TokenMerging
 from fastdit.attention.processor import ProcessorWrapper
 from fastdit.methods.base import Method
+from fastdit.methods.linear_proportional_leap.method import LeapingStep
 from fastdit.methods.token_merging.block import MergedBlock
 
 
@@ -28,7 +29,10 @@ class Setting:
 
 @dataclass(frozen=True)
 class Row:
-    """`falling` is one method at falling cost; `bad` are options that must be refused, each naming its field."""
+    """`falling` is one method at falling cost; `bad` are options that must be refused, each naming its field.
+
+    `steps` is the least number of steps of a run in which all of them act.
+    """
 
     neutral: tuple[Setting, ...]
     active: tuple[Setting, ...]
@@ -36,9 +40,10 @@ class Row:
     command_lines: dict[str, Method]
     bad: tuple[tuple[str, Any], ...]
     clashes: tuple[tuple[Method, Method], ...] = field(default=())
+    steps: int = 2
 
 
-ATTENTION, BLOCK = (ProcessorWrapper, "run"), (MergedBlock, "__call__")
+ATTENTION, BLOCK, STEP = (ProcessorWrapper, "run"), (MergedBlock, "__call__"), (LeapingStep, "__call__")
 
 TABLE: dict[str, Row] = {
     "token_merging": Row(
@@ -135,6 +140,72 @@ TABLE: dict[str, Row] = {
             (RadialAttention(), RadialAttention(decay=0.2)),
             (RadialAttention(), TokenMerging()),
             (RadialAttention(), TokenMerging(scope="block")),
+        ),
+    ),
+    "linear_proportional_leap": Row(
+        neutral=(Setting(LinearProportionalLeap(noise=0), STEP),),
+        active=(Setting(LinearProportionalLeap(leap_step=2), STEP),),  # behind Wan 2.2's first expert
+        falling=(LinearProportionalLeap(noise=0), LinearProportionalLeap(leap_step=2)),
+        command_lines={
+            "linear_proportional_leap": LinearProportionalLeap(),
+            "linear-proportional-leap:noise=0.5,tolerance=0.001,patience=5": LinearProportionalLeap(
+                noise=0.5, tolerance=0.001, patience=5
+            ),
+            "linear_proportional_leap:leap-step=16": LinearProportionalLeap(leap_step=16),
+        },
+        bad=(
+            ("noise", -0.1),
+            ("noise", 1.5),
+            ("noise", "late"),
+            ("noise", float("nan")),
+            ("noise", True),
+            ("tolerance", -1),
+            ("tolerance", float("inf")),
+            ("tolerance", float("nan")),
+            ("tolerance", "small"),
+            ("patience", 0),
+            ("patience", 1.5),
+            ("leap_step", 0),
+            ("leap_step", True),
+            ("leap_step", "half"),
+        ),
+        clashes=((LinearProportionalLeap(), LinearProportionalLeap(leap_step=16)),),
+        steps=3,
+    ),
+    "temporal_token_merging": Row(
+        neutral=(Setting(TemporalTokenMerging(group=1), ATTENTION),),
+        active=(
+            Setting(TemporalTokenMerging(noise=(0, 1)), ATTENTION),
+            Setting(TemporalTokenMerging(noise=(0, 1), group=3, motion_guard=100), ATTENTION),
+        ),
+        falling=(
+            TemporalTokenMerging(group=1),
+            TemporalTokenMerging(noise=(0.9, 1)),
+            TemporalTokenMerging(noise=(0, 1)),
+        ),
+        command_lines={
+            "temporal_token_merging": TemporalTokenMerging(),
+            "temporal-token-merging:group=3,noise=0.5:1,motion-guard=0.2,cross-attention=true": TemporalTokenMerging(
+                group=3, noise=(0.5, 1), motion_guard=0.2, cross_attention=True
+            ),
+        },
+        bad=(
+            ("group", 0),
+            ("group", 2.5),
+            ("group", True),
+            ("noise", (0.9, 0.9)),
+            ("noise", 0.83),
+            ("cross_attention", 1),
+            ("motion_guard", -0.1),
+            ("motion_guard", float("nan")),
+            ("motion_guard", True),
+            ("motion_guard", "strict"),
+        ),
+        clashes=(
+            (TemporalTokenMerging(), TemporalTokenMerging(group=3)),
+            (TemporalTokenMerging(), TokenMerging()),
+            (TemporalTokenMerging(), TokenMerging(scope="block")),
+            (TemporalTokenMerging(noise=(0, 1)), RadialAttention()),
         ),
     ),
 }

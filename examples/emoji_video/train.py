@@ -4,6 +4,7 @@
     python train.py --clips emoji_clips --vae emoji_video_vae --patch 4 --frames 4 --minutes 60     # 64 tokens a clip
     python train.py --clips emoji_clips --patch 4 --frames 8 16 --minutes 60
     python train.py --clips emoji_clips --patch 2 --frames 16 --minutes 90       # 1,024 tokens: the shipped model
+    python train.py --clips emoji_clips --patch 2 --frames 1 1 4 16 --minutes 90 # many more drawings a step
 
 The folder `--model` holds the whole pipeline in diffusers format: averaged (EMA) weights in bf16 and `training.json`
 with what was done. A later call goes on from there with fresh optimiser moments and a new warm-up; when `--patch`
@@ -33,6 +34,7 @@ ZOO = Path(__file__).resolve().parents[2] / "fastdit" / "zoo" / "emoji_video"
 FINE = 2  # the shipped model's patch: 8x8 tokens a frame
 SHIFT = 3.0  # towards noise: neighbouring frames tell the same, so a clip shows through more noise than a picture
 PADDED = (32, 32, 32, 32, 32, 32, 32, 32, 128, 512)  # lengths of the text; 512 is WanPipeline's default
+TEXT_TOKENS = 2048  # of a step: longer padding only where few clips share the step
 
 
 def new_tokenizer() -> T5Tokenizer:
@@ -126,7 +128,8 @@ def embed(pipe: WanPipeline, texts: list[str]) -> torch.Tensor:
     tokens = pipe.tokenizer(texts, padding=True, return_tensors="pt")
     states = pipe.text_encoder(tokens.input_ids, tokens.attention_mask).last_hidden_state
     states = states * tokens.attention_mask[..., None]
-    return F.pad(states, (0, 0, 0, random.choice(PADDED) - states.shape[1]))
+    padded = random.choice([length for length in PADDED if length == min(PADDED) or length * len(texts) <= TEXT_TOKENS])
+    return F.pad(states, (0, 0, 0, padded - states.shape[1]))
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from fastdit.attention.reduced import Attention, attend
+from fastdit.attention.reduced import Attention, attend, attend_each
 from fastdit.attention.swap import call_swapped
 from fastdit.attention.tokens import TokenStep
 from fastdit.models.base import Rotary
@@ -20,6 +20,7 @@ from fastdit.models.base import Rotary
 class ProcessorWrapper:
     """Calls the original processor; `tokens` and `kernel` are this forward's orders, both None to pass through.
 
+    `tokens` is one step for all samples, or a tuple with one for each where they reduce to unequal lengths.
     A call on reduced tokens keeps the host's own kernel: the reduced tokens stand on no grid that a mask could know.
     """
 
@@ -27,7 +28,7 @@ class ProcessorWrapper:
 
     def __init__(self, original: Any, rotary: Rotary | None) -> None:
         self.original, self.rotary = original, rotary
-        self.tokens: TokenStep | None = None
+        self.tokens: TokenStep | tuple[TokenStep | None, ...] | None = None
         self.kernel: Attention | None = None  # stands in for the scaled-dot-product call inside the original
 
     def run(self, attn: Any, args: tuple, kwargs: dict) -> Any:
@@ -35,6 +36,8 @@ class ProcessorWrapper:
             return self.original(attn, *args, **kwargs)
         arguments = {**dict(zip(self.names, args, strict=False)), **kwargs}
         original = functools.partial(self.original, attn)
+        if isinstance(self.tokens, tuple):
+            return attend_each(original, arguments, self.tokens, self.rotary, self.describe)
         if self.tokens is not None:
             return attend(original, arguments, self.tokens, self.rotary, self.describe)
         assert self.kernel is not None

@@ -1,6 +1,6 @@
 """One attention call on reduced tokens: reduce, call the host's own processor, restore."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -23,7 +23,8 @@ def attend(
     describe: Callable[[], str],
 ) -> Any:
     """Call `original(**arguments)` on reduced tokens and restore its result to all tokens."""
-    check_maskless(arguments.get("attention_mask"), step.layout)
+    if not step.cross:
+        check_maskless(arguments.get("attention_mask"), step.layout)
     visual = split(arguments["hidden_states"], step.layout)[1]  # (B, N, C)
     match = step.matcher.match(visual)
     if step.side != "both":
@@ -34,7 +35,7 @@ def attend(
             return call_swapped(original, arguments, _proportional(step, match, sample), describe)
         return original(**arguments)
 
-    arguments = _reduce_arguments(arguments, step.layout, match)
+    arguments = _reduce_arguments(arguments, step, match)
     tables = None if rotary is None else arguments.get(rotary.argument)
     if tables is None or rotary is None:
         result = call(arguments)
@@ -47,19 +48,35 @@ def attend(
     return _restore(result, step.layout, match)
 
 
+def attend_each(
+    original: Callable[..., Any],
+    arguments: dict[str, Any],
+    steps: Sequence[TokenStep | None],
+    rotary: Rotary | None,
+    describe: Callable[[], str],
+) -> Any:
+    """`attend` for samples that reduce to unequal lengths: one by one, each by its own step (None: as it is)."""
+    results = []
+    for index, step in enumerate(steps):
+        own = _sample(arguments, index, len(steps))
+        results.append(original(**own) if step is None else attend(original, own, step, rotary, describe))
+    return _together(results)
+
+
 def join(*parts: Tensor) -> Tensor:
     """Concatenate the non-empty parts along the sequence axis 1."""
     parts = tuple(part for part in parts if part.shape[1])
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
-def _reduce_arguments(arguments: dict[str, Any], layout: TokenLayout, match: Match) -> dict[str, Any]:
+def _reduce_arguments(arguments: dict[str, Any], step: TokenStep, match: Match) -> dict[str, Any]:
     """The call's arguments with hidden states and mask reduced (rotary rows are still those of all tokens)."""
+    layout = step.layout
     hidden, encoder = arguments["hidden_states"], arguments.get("encoder_hidden_states")
     before, visual, behind = split(hidden, layout)
     sequence = hidden.shape[1] + (0 if encoder is None else encoder.shape[1])
     reduced = {**arguments, "hidden_states": join(before, match.reduction.reduce(visual), behind)}
-    if arguments.get("attention_mask") is not None:
+    if not step.cross and arguments.get("attention_mask") is not None:
         removed = layout.tokens - match.reduction.length
         reduced["attention_mask"] = reduce_mask(arguments["attention_mask"], removed, sequence, layout)
     return reduced
@@ -67,13 +84,20 @@ def _reduce_arguments(arguments: dict[str, Any], layout: TokenLayout, match: Mat
 
 def per_sample(call: Callable[..., Any], arguments: dict[str, Any], rotary: str, pairs: tuple) -> Any:
     """`call(arguments, index)` for each sample with its own rotary pair; results are put together along the batch."""
-    batch, results = len(pairs), []
-    for index, pair in enumerate(pairs):
-        own = {
-            name: value[index : index + 1] if torch.is_tensor(value) and len(value) == batch else value
-            for name, value in arguments.items()
-        }
-        results.append(call({**own, rotary: pair}, index))
+    results = [call({**_sample(arguments, index, len(pairs)), rotary: pair}, index) for index, pair in enumerate(pairs)]
+    return _together(results)
+
+
+def _sample(arguments: dict[str, Any], index: int, batch: int) -> dict[str, Any]:
+    """The arguments of one sample of a batch; what has no batch axis is for all of them."""
+    return {
+        name: value[index : index + 1] if torch.is_tensor(value) and len(value) == batch else value
+        for name, value in arguments.items()
+    }
+
+
+def _together(results: list[Any]) -> Any:
+    """The results of single samples, tensors or tuples of them, along the batch."""
     if torch.is_tensor(results[0]):
         return torch.cat(results)
     return tuple(None if part[0] is None else torch.cat(part) for part in zip(*results, strict=True))

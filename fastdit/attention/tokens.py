@@ -37,13 +37,24 @@ class TokenMatcher(Protocol):
 
 
 @dataclass(frozen=True)
+class Known:
+    """Hands out a match that was made before the forward, without a look at the tokens."""
+
+    given: Match
+
+    def match(self, visual: Tensor) -> Match:
+        return self.given
+
+
+@dataclass(frozen=True)
 class TokenStep:
-    """What the attention calls of one forward do to their tokens."""
+    """What the attention calls of one forward do to their tokens; `cross`: keys, values and mask are the text's."""
 
     layout: TokenLayout
     matcher: TokenMatcher
     side: Side = "both"
     proportional: bool = False
+    cross: bool = False
 
 
 def split(hidden_states: Tensor, layout: TokenLayout) -> tuple[Tensor, Tensor, Tensor]:

@@ -14,7 +14,7 @@ def methods(name: Annotated[str | None, typer.Argument(help="show only this one"
 
     from fastdit.methods.base import load_methods
     from fastdit.ops.reducers import REDUCERS
-    from fastdit.pipelines.recipes import Recipe, published
+    from fastdit.pipelines.recipes import Recipe, shipped
 
     console = Console()
     known = load_methods()
@@ -31,6 +31,8 @@ def methods(name: Annotated[str | None, typer.Argument(help="show only this one"
                 else f"{low}..{'' if high is None else high}"
                 if high != ""
                 else "true, false"
+                if isinstance(field.default, bool)
+                else ""
             )
             default = field.default
             default = "-" if default is None else default
@@ -38,8 +40,8 @@ def methods(name: Annotated[str | None, typer.Argument(help="show only this one"
             table.add_row(field.name, shown, values, field.metadata["help"])
         console.print(table)
     if name is None:
-        table = Table("recipe", "what it holds", title="settings of papers, for --recipe")
-        for key in published():
+        table = Table("recipe", "what it holds", title="recipes that ship, for --recipe")
+        for key in shipped():
             table.add_row(key, Recipe.load(key).note)
         console.print(table)
     table = Table("reducer", "what it does", title="reducers of token_merging")

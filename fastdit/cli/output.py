@@ -65,7 +65,7 @@ def print_report(report: Any) -> None:
     spent = f", {report.seconds:.2f} s" if report.seconds else ""
     saved = f", {report.macs_dense / report.macs_executed:.2f}x fewer" if report.macs_executed else ""
     console.print(
-        f"{report.steps} steps, {report.evaluations} evaluations{spent}; "
+        f"{report.progress}, {report.evaluations} evaluations{spent}; "
         f"{human(report.macs_executed)}MAC of {human(report.macs_dense)}MAC dense{saved}",
         highlight=False,
     )
@@ -73,9 +73,8 @@ def print_report(report: Any) -> None:
         table = Table("method", "layers", "calls", "density", "backend", "note")
         for name, method in report.methods.items():
             density = "" if method.density is None else f"{method.density:.3f}"
-            table.add_row(
-                name, str(method.layers), str(method.calls), density, method.backend, method.reason or method.note
-            )
+            note = method.reason or method.note
+            table.add_row(name, str(method.layers or "-"), str(method.calls), density, method.backend, note)
         console.print(table)
     for text in report.warnings:
         console.print(f"[yellow]warning:[/] {text}", highlight=False)

@@ -16,6 +16,7 @@ def profile(
     method: o.MethodOption = None,
     recipe: o.RecipeOption = None,
     guidance: Annotated[bool, typer.Option(help="count the guidance passes")] = True,
+    dtype: o.DtypeOption = "auto",
     attention_recall: Annotated[
         str | None,
         typer.Option(
@@ -34,6 +35,7 @@ def profile(
         return
     from rich.console import Console
 
+    from fastdit.cli.forecast import print_forecast
     from fastdit.cli.output import print_report
     from fastdit.core.report import human
     from fastdit.methods.token_merging import TokenMerging
@@ -51,11 +53,12 @@ def profile(
     console = Console(soft_wrap=True)
     console.print(
         f"{model} ({loaded.family.title}): latents {geometry.frames} x {geometry.height} x {geometry.width}, predicted "
-        "from the config; seconds depend on the machine and are not predicted",
+        "from the config",
         highlight=False,
     )
     dense = report.macs_dense / report.evaluations
-    per_forward = sorted({row.macs_executed / row.passes for row in report.rows})
+    per_forward = sorted({row.macs_executed / row.passes for row in report.rows if row.passes})
     spread = human(per_forward[0]) + ("" if len(per_forward) == 1 else f" to {human(per_forward[-1])}")
     console.print(f"per forward: {human(dense)}MAC dense, {spread}MAC accelerated", highlight=False)
     print_report(report)
+    print_forecast(model, loaded, methods, geometry, report, dtype)

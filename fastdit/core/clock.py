@@ -37,23 +37,34 @@ def vp_noise(alphas_cumprod: torch.Tensor, timesteps: torch.Tensor) -> list[floa
     return (s / (1 + s)).tolist()
 
 
-class _Replacement:
-    """A scheduler method replaced on the instance: calls the original and tells the clock. Refuses to be copied."""
+class SchedulerMethod:
+    """A scheduler method replaced on the instance, with the original's signature. Refuses to be copied."""
 
-    def __init__(self, original: Callable[..., Any], after: Callable[[], None]) -> None:
+    def __init__(self, original: Callable[..., Any]) -> None:
         functools.update_wrapper(self, original)
-        self._original, self._after = original, after
+        self._original = original
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        result = self._original(*args, **kwargs)
-        self._after()
-        return result
+        return self._original(*args, **kwargs)
 
     def __deepcopy__(self, memo: dict) -> Any:
         raise RuntimeError(
             "this pipeline deep-copies its scheduler while fastdit's clock is on it; the copy would step the original. "
             "Run it under `pipe.dense()` or restore() it"
         )
+
+
+class _Ticking(SchedulerMethod):
+    """Calls the original and tells the clock."""
+
+    def __init__(self, original: Callable[..., Any], after: Callable[[], None]) -> None:
+        super().__init__(original)
+        self._after = after
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        result = super().__call__(*args, **kwargs)
+        self._after()
+        return result
 
 
 class StepClock:
@@ -65,6 +76,7 @@ class StepClock:
     def reset(self) -> None:
         self.scheduler: Any = None
         self._levels: Sequence[float] = ()
+        self._first = 0  # the level that the run begins at, where the scheduler itself does not know it
         self.step_index = 0
         self.pass_index = -1  # no forward of this step was seen yet
         self.open = False
@@ -72,7 +84,8 @@ class StepClock:
     @property
     def levels(self) -> Sequence[float]:
         """Noise of every step of this run: image- and video-to-video begin at a later step than the first."""
-        return self._levels[getattr(self.scheduler, "begin_index", None) or 0 :]
+        begin = getattr(self.scheduler, "begin_index", None)
+        return self._levels[self._first if begin is None else begin :]
 
     @property
     def num_steps(self) -> int:
@@ -86,19 +99,27 @@ class StepClock:
             return None
         return levels[min(self.step_index, len(levels) - 1)]
 
-    def install(self, scheduler: Any, ledger: PatchLedger) -> None:
-        """Put the clock on a scheduler instance, through the ledger."""
+    def expect(self, steps: int | None) -> None:
+        """The host says that its run has so many steps, the last ones of the schedule (None: it does not say)."""
+        self._first = max(0, len(self._levels) - steps) if steps else 0
+
+    def install(self, scheduler: Any, ledger: PatchLedger, began: Callable[[], None] = lambda: None) -> None:
+        """Put the clock on a scheduler instance, through the ledger; `began` is called whenever a loop of steps begins.
+
+        A pipeline's call may hold several loops, each of which sets the time steps anew.
+        """
 
         def start() -> None:
             self.reset()
             self.scheduler, self._levels, self.open = scheduler, noise_levels(scheduler), True
+            began()
 
         def end_step() -> None:
             self.step_index += 1
             self.pass_index = -1
 
         for name, after in (("set_timesteps", start), ("step", end_step)):
-            ledger.set_attribute(scheduler, name, _Replacement(getattr(scheduler, name), after), f"scheduler.{name}")
+            ledger.set_attribute(scheduler, name, _Ticking(getattr(scheduler, name), after), f"scheduler.{name}")
 
     def next_pass(self) -> None:
         """A transformer forward begins: the first of a step is pass 0, a second (guidance in two passes) is 1."""

@@ -26,6 +26,11 @@ def peak_memory(devices: list[torch.device]) -> int | None:
     """Peak bytes: allocated on these CUDA devices, otherwise resident in this process since its start."""
     if devices:
         return sum(torch.cuda.max_memory_allocated(device) for device in devices)
+    try:  # Linux: getrusage would start at the peak of the process that has started this one
+        with open("/proc/self/status", encoding="ascii") as lines:
+            return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) * 1024
+    except (OSError, StopIteration):
+        pass
     try:
         import resource  # absent on Windows
     except ImportError:

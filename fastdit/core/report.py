@@ -1,5 +1,6 @@
 """What a run executed: steps, evaluations, seconds, memory, MACs, and what each method did."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -9,6 +10,7 @@ class MethodReport:
     """What one method did in a run; `reason` says why it did nothing, where it did nothing, `note` how it did it.
 
     `cautions` are what the user should know of this run beforehand; the run's report repeats them as warnings.
+    `sample_steps` says how many steps each sample took part in, by a method that ends some of them early.
     """
 
     layers: int = 0
@@ -18,6 +20,7 @@ class MethodReport:
     reason: str = ""
     note: str = ""
     cautions: list[str] = field(default_factory=list)
+    sample_steps: list[int] = field(default_factory=list)
     _rows: float = field(default=0.0, repr=False)
 
     @property
@@ -46,9 +49,13 @@ class StepRow:
 
 @dataclass
 class RunReport:
-    """Report of one run; `print(report)` shows it as a table. MACs count the transformers only."""
+    """Report of one run; `print(report)` shows it as a table. MACs count the transformers only.
+
+    `steps` were run of `steps_asked`; dense MACs are those of all that were asked for, where a method ended the run.
+    """
 
     steps: int = 0
+    steps_asked: int = 0
     evaluations: int = 0
     seconds: float = 0.0
     peak_memory: int | None = None
@@ -70,6 +77,20 @@ class RunReport:
             entry.macs_executed += executed
         return row
 
+    def skip(self, noises: Sequence[float]) -> None:
+        """Enter steps that a method left out: each at the mean dense cost of those that were run, nothing executed."""
+        if not noises or not self.rows:
+            return
+        mean = round(self.macs_dense / len(self.rows))
+        for step, noise in enumerate(noises, self.rows[-1].step + 1):
+            self.rows.append(StepRow(step, noise, macs_dense=mean))
+            self.macs_dense += mean
+
+    @property
+    def progress(self) -> str:
+        """The steps as text, with the number asked for where the run ended earlier."""
+        return f"{self.steps} of {self.steps_asked} steps" if self.steps < self.steps_asked else f"{self.steps} steps"
+
     def to_dict(self) -> dict[str, Any]:
         data = asdict(self)
         for method in data["methods"].values():
@@ -80,12 +101,13 @@ class RunReport:
         share = f" ({self.macs_dense / self.macs_executed:.2f}x fewer)" if self.macs_executed else ""
         memory = "" if self.peak_memory is None else f", peak {self.peak_memory / 2**20:.0f} MiB"
         lines = [
-            f"{self.steps} steps, {self.evaluations} evaluations, {self.seconds:.2f} s{memory}",
+            f"{self.progress}, {self.evaluations} evaluations, {self.seconds:.2f} s{memory}",
             f"MACs {human(self.macs_executed)} of {human(self.macs_dense)} dense{share}",
         ]
         header = ("method", "layers", "calls", "density", "backend", "note")
         cells = [
-            (name, m.layers, m.calls, m.share, m.backend or "-", m.reason or m.note) for name, m in self.methods.items()
+            (name, m.layers or "-", m.calls, m.share, m.backend or "-", m.reason or m.note)
+            for name, m in self.methods.items()
         ]
         if cells:
             table = [tuple(map(str, row)) for row in (header, *cells)]

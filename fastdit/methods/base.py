@@ -1,12 +1,14 @@
 """Method: a frozen dataclass *is* the method; fields are options, the class says where it acts and what it needs."""
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from fastdit.core.registry import Registry, discover
 from fastdit.core.schedule import Schedule
-from fastdit.methods.runtime import Host, Runtime
+from fastdit.methods.runtime import Host, PartForecast, Runtime, StepRuntime, Weights
 from fastdit.models.base import ModelFamily
 
 Stage = Literal["load", "step", "block tokens", "attention tokens", "attention kernel"]
@@ -46,9 +48,29 @@ class Method:
         """What carries the method out on one transformer."""
         raise NotImplementedError
 
+    def bind_steps(self, pipe: Any) -> StepRuntime:
+        """What carries a method of the stage "step" out on a pipeline; ValueError where this one has no such steps."""
+        raise NotImplementedError
+
+    def open(self, folder: Path, options: dict[str, Any]) -> Weights:
+        """For the stage "load": the models of a diffusers folder, made before any weight is read."""
+        raise NotImplementedError
+
+    def adopt(self, models: dict[str, Any]) -> Weights:
+        """For the stage "load": take over models that are in memory, or a ValueError that says what is missing."""
+        raise NotImplementedError
+
+    def forecast(self, models: dict[str, Any], dtype: Any) -> list[PartForecast]:
+        """For the stage "load": what it would hold and read of models that are on the meta device, in this dtype."""
+        raise NotImplementedError
+
+    def foresee(self, noises: Sequence[float]) -> tuple[int, str]:
+        """For the stage "step": how many steps of a run are sure to be left, without a run, and a note on that."""
+        raise NotImplementedError
+
     def missing(self, family: ModelFamily) -> frozenset[str]:
-        """What this method needs and the family does not offer."""
-        return self.needs - family.offers
+        """What this method needs and the family does not offer; what its model predicts counts as offered."""
+        return self.needs - family.offers - {family.prediction}
 
     @property
     def spares_tokens(self) -> bool:

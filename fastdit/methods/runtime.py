@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import nn
 
+from fastdit.core.clock import StepClock
 from fastdit.core.layout import TokenLayout
 from fastdit.core.ledger import PatchLedger
-from fastdit.core.report import MethodReport
+from fastdit.core.report import MethodReport, RunReport
 from fastdit.models.base import BlockGroup, ModelFamily
 
 if TYPE_CHECKING:  # it loads torch's compiler, which a list of methods does not need
@@ -26,6 +27,7 @@ class Host:
     module: nn.Module
     family: ModelFamily
     wrappers: list[ProcessorWrapper] = field(default_factory=list)
+    cross_wrappers: list[ProcessorWrapper] = field(default_factory=list)  # where a method needs "cross_attention"
     reduced: set[int] = field(default_factory=set)  # blocks whose attention sees fewer tokens in the forward to come
 
     def blocks(self) -> list[tuple[str, nn.Module, BlockGroup]]:
@@ -91,3 +93,63 @@ class Runtime(Protocol):
 
     def book(self, plan: Any, forward: Forward) -> float:
         """Enter the plan in the report; returns the density for the step's row."""
+
+
+class Weights(Protocol):
+    """The weights of a pipeline's models, held by a load method."""
+
+    @property
+    def report(self) -> MethodReport:
+        """Of the run that is under way, or the last."""
+
+    @property
+    def models(self) -> dict[str, nn.Module]:
+        """The models by component name."""
+
+    def start(self) -> None:
+        """A run begins: a new report; RuntimeError where something else moves the weights as well."""
+
+    def stop(self) -> None:
+        """A run is over, whole or not: nothing is under way any more, and the report is complete."""
+
+    def refit(self, method: Any) -> Weights:
+        """The same weights under other settings; ValueError leaves these in place."""
+
+    def give_back(self) -> None:
+        """All weights are in memory as if the method had never been; MemoryError where they do not fit."""
+
+    def refuse_saving(self) -> None:
+        """RuntimeError that tells where the weights are, since they cannot be saved from here."""
+
+
+@dataclass(frozen=True)
+class PartForecast:
+    """What a load method would do with one model: bytes of all weights, held while it runs, and read in one pass."""
+
+    label: str
+    weights: int
+    units: int
+    kept: int
+    held: int
+    read: int
+
+
+class StepRuntime(Protocol):
+    """A method at work on the steps of a pipeline: on its scheduler while a run is open."""
+
+    report: MethodReport
+
+    def check(self) -> None:
+        """ValueError where the pipeline, or the scheduler that it has now, does not go with the method."""
+
+    def open(self, clock: StepClock, ledger: PatchLedger) -> None:
+        """A run begins, the clock is on the scheduler: go over it, through the run's ledger."""
+
+    def start(self) -> None:
+        """A loop of steps begins (a run may hold several): drop the state of the last one."""
+
+    def acts(self, noises: Sequence[float]) -> str | None:
+        """None if the method may do something in a run with these noise levels, otherwise the reason why not."""
+
+    def close(self, report: RunReport) -> None:
+        """The run is over, whole or not, and the ledger undone: enter what was done, and drop all state."""

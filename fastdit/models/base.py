@@ -19,7 +19,9 @@ Arguments = Mapping[str, Any]
 OFFERS = {  # what a family may offer to methods
     "tokens": "image or video tokens whose self-attention may run on fewer of them",
     "one_sdpa": "a processor that makes exactly one attention call, for what works inside that call",
+    "flow": "a prediction of the velocity (flow matching), on which a sample moves in straight lines",
     "video": "attention over frames, rows and columns at once",
+    "cross_attention": "an attention to the text apart from self-attention, whose queries may be fewer",
 }
 
 
@@ -27,9 +29,10 @@ OFFERS = {  # what a family may offer to methods
 class BlockGroup:
     """One ModuleList of like transformer blocks.
 
-    `attention` is the path of the self-attention inside a block; `hidden_states` its argument of that name, `output`
-    the index of the hidden states in a tuple that the block returns. `rotary`, `per_token` and `mask` name the block's
-    arguments that hold rotary rows, a (B, N, ...) modulation and a mask over all tokens, where the block has them.
+    `attention` is the path of the self-attention inside a block, `cross_attention` that of the attention to the text
+    where it is one of its own; `hidden_states` the block's argument of that name, `output` the index of the hidden
+    states in a tuple that it returns. `rotary`, `per_token` and `mask` name the block's arguments that hold rotary
+    rows, a (B, N, ...) modulation and a mask over all tokens, where the block has them.
     """
 
     path: str
@@ -39,6 +42,7 @@ class BlockGroup:
     rotary: str | None = None
     per_token: str | None = None
     mask: str | None = None
+    cross_attention: str | None = None
 
 
 @dataclass(frozen=True)
@@ -74,9 +78,11 @@ class ModelFamily:
     timestep_scale: float = 1000.0
     timestep_rises: bool = False  # the timestep grows from 0 to 1 while the noise falls (Mochi)
     flow_shift: float = 1.0
+    causal_frames: bool = False  # latent frame 0 stands for one picture, all others for several (a causal VAE)
     patch: Callable[[Any], int] = lambda config: config.patch_size
     defaults: Callable[[Any], dict[str, Any]] = lambda pipe: {}
     ready_skeleton: Callable[[nn.Module], None] = lambda skeleton: None
+    called_alone: tuple[str, ...] = ()  # modules inside of blocks that the transformer calls besides the blocks
     quirks: tuple[str, ...] = field(default=())
 
     def blocks(self, transformer: nn.Module) -> list[tuple[str, nn.Module, BlockGroup]]:
@@ -92,6 +98,14 @@ class ModelFamily:
         return [
             (f"{name}.{group.attention}", attrgetter(group.attention)(block))
             for name, block, group in self.blocks(transformer)
+        ]
+
+    def cross_attentions(self, transformer: nn.Module) -> list[tuple[str, nn.Module]]:
+        """(name, cross-attention module) of every block that has one, in order."""
+        return [
+            (f"{name}.{group.cross_attention}", attrgetter(group.cross_attention)(block))
+            for name, block, group in self.blocks(transformer)
+            if group.cross_attention
         ]
 
     @cached_property
@@ -110,6 +124,14 @@ class ModelFamily:
             return 1 - share if self.timestep_rises else share
         betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)  # DiT's and PixArt's training schedule
         return vp_noise(torch.cumprod(1 - betas, 0), timestep[None])[0]
+
+    def clean(self, latents: torch.Tensor, prediction: torch.Tensor, noise: float) -> torch.Tensor:
+        """The clean sample that a flow model's prediction means, in float32: latents - noise * velocity.
+
+        The velocity points from data to noise, and the other way where the timestep rises.
+        """
+        sign = -1 if self.timestep_rises else 1
+        return latents.float() - sign * noise * prediction.float()
 
 
 FAMILIES: Registry[ModelFamily] = Registry("model family")

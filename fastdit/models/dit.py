@@ -33,6 +33,7 @@ DIT = register_family(
         inputs=_inputs,
         offers=frozenset({"tokens", "one_sdpa"}),
         prediction="epsilon",
+        called_alone=("transformer_blocks.0.norm1.emb",),
         quirks=(
             "the prompt is an ImageNet class name or id; pictures are square, of the model's own size",
             "the output layer reads block 0's norm1.emb, so block 0 is never replaced as a module",

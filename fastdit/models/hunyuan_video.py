@@ -50,6 +50,7 @@ HUNYUAN_VIDEO = register_family(
         rotary=Rotary("image_rotary_emb"),
         guidance="embedded",
         flow_shift=7.0,
+        causal_frames=True,
         quirks=(
             "rotary rows have no batch axis, so samples that merge differently attend one by one",
             "the token refiner's attention has no video tokens and is left alone",

@@ -3,21 +3,29 @@
 from collections.abc import Hashable, Sequence
 from typing import Any
 
-from fastdit.attention.processor import wrap
+from fastdit.attention.processor import ProcessorWrapper, wrap
 from fastdit.core.ledger import PatchLedger
 from fastdit.core.macs import forward_macs, signature_of, skeleton_of
 from fastdit.methods.base import Method
 from fastdit.methods.runtime import Forward, Host, Runtime, carry_out
+from fastdit.models.base import Rotary
 
 
 def bind(methods: Sequence[Method], host: Host, ledger: PatchLedger) -> list[Runtime]:
     """Bind methods to a host and install what they need there."""
     runtimes = [method.bind(host) for method in methods]
-    if any(runtime.uses_attention for runtime in runtimes):
-        for name, attention in host.family.attentions(host.module):
-            wrapper = wrap(attention.processor, host.family.rotary)
+    family = host.family
+
+    def wrapped(attentions: Sequence[tuple[str, Any]], rotary: Rotary | None) -> list[ProcessorWrapper]:
+        wrappers = [wrap(attention.processor, rotary) for _, attention in attentions]
+        for (name, attention), wrapper in zip(attentions, wrappers, strict=True):
             ledger.set_attribute(attention, "processor", wrapper, f"{host.label}.{name}.processor")
-            host.wrappers.append(wrapper)
+        return wrappers
+
+    if any(runtime.uses_attention for runtime in runtimes):
+        host.wrappers += wrapped(family.attentions(host.module), family.rotary)
+    crossing = any("cross_attention" in method.needs for method in methods)
+    host.cross_wrappers[:] = wrapped(family.cross_attentions(host.module), None) if crossing else []
     for runtime in runtimes:
         runtime.install(ledger)
     return runtimes

@@ -1,7 +1,8 @@
 """The engine: attaches methods to the transformers of a pipeline, runs them by the clock, and reports.
 
 Three ledgers: one holds the pipeline's extended class, one the hooks that watch (they stay while the methods are set
-aside by `dense()`), one what the methods change. The scheduler is only touched while a run is open.
+aside by `dense()`), one what the methods change. The scheduler is only touched while a run is open, by the clock and by
+the methods that act on steps.
 """
 
 import contextlib
@@ -18,9 +19,9 @@ from fastdit.core.clock import StepClock
 from fastdit.core.errors import NothingAccelerated
 from fastdit.core.ledger import PatchLedger
 from fastdit.core.memory import cuda_devices, peak_memory, start_measuring, wait_for
-from fastdit.core.report import RunReport
+from fastdit.core.report import MethodReport, RunReport
 from fastdit.methods.base import Method
-from fastdit.methods.runtime import Forward, Host, Runtime, carry_out, idle_reasons
+from fastdit.methods.runtime import Forward, Host, Runtime, StepRuntime, Weights, carry_out, idle_reasons
 from fastdit.models.base import family_of
 from fastdit.pipelines.checks import attention_backends, check_backend, check_sharding, checked, note_cache
 from fastdit.pipelines.counter import MacCounter, bind
@@ -37,6 +38,12 @@ def transformers_of(pipe: Any) -> dict[str, nn.Module]:
     return found
 
 
+def models_of(target: Any) -> dict[str, nn.Module]:
+    """Every model of a pipeline by component name."""
+    found = transformers_of(target) if isinstance(target, nn.Module) else target.components
+    return {name: part for name, part in found.items() if isinstance(part, nn.Module)}
+
+
 @dataclass
 class Attached:
     """A transformer with its methods at work."""
@@ -49,13 +56,14 @@ class Attached:
 class Engine:
     """Methods on a pipeline or a bare transformer; `report` is the last run's (or, without runs, everything so far)."""
 
-    def __init__(self, target: Any, methods: Sequence[Method]) -> None:
-        self.target = target
+    def __init__(self, target: Any, methods: Sequence[Method], weights: Weights | None = None) -> None:
+        self.target, self.weights = target, weights
         self.clock = StepClock()
         self.report = RunReport()
         self.identity, self.watching, self.changes = PatchLedger(), PatchLedger(), PatchLedger()
         self.attached: list[Attached] = []
         self.methods: list[Method] = []
+        self.on_steps: list[tuple[Method, StepRuntime]] = []
         self.running = self.set_aside = False
         self.counting = 0.0  # seconds of a run that went into counting MACs
         self.attach(methods)
@@ -66,6 +74,9 @@ class Engine:
         families = {name: family_of(module) for name, module in transformers.items()}
         self.methods = checked(methods, list(families.values()))
         try:
+            for method in self.methods:
+                if method.stage == "step":
+                    method.bind_steps(self.target).check()
             for name, module in transformers.items():
                 module = getattr(module, "_orig_mod", module)
                 if "_fastdit_engine" in vars(module):
@@ -76,27 +87,52 @@ class Engine:
                 host = Host(name, module, families[name])
                 if not families[name].attentions(module):
                     raise ValueError(f"{name}: no self-attention found where family {families[name].name} lists them")
-                item = Attached(host, MacCounter(host, self.methods), [])
+                item = Attached(host, MacCounter(host, self.on_transformers), [])
                 self.attached.append(item)
                 # should the whole be compiled, now or later, the hook stays outside the graph
                 hook = torch.compiler.disable(functools.partial(self._before_forward, item))
                 handle = module.register_forward_pre_hook(hook, with_kwargs=True)
                 self.watching.add_hook(handle, f"{name}'s forward hook")
             self._install()
+            self._hold_weights()
+            self.report = self._new_report()
         except BaseException:
             self.detach()
             raise
 
+    def _hold_weights(self) -> None:
+        """Let the load method, if there is one, hold the weights; without one they are all in memory."""
+        wanted = next((method for method in self.methods if method.stage == "load"), None)
+        if wanted is None:
+            self.give_back()
+        elif self.weights is None:
+            self.weights = wanted.adopt(models_of(self.target))
+        else:
+            self.weights = self.weights.refit(wanted)
+
+    def give_back(self) -> None:
+        """Have all weights in memory."""
+        if self.weights is not None:
+            self.weights.give_back()
+            self.weights = None
+
+    @property
+    def on_transformers(self) -> list[Method]:
+        """The methods that are bound to each transformer, in the order of its runtimes."""
+        return [method for method in self.methods if method.stage not in ("load", "step")]
+
     def _install(self) -> None:
+        self.on_steps = [(method, method.bind_steps(self.target)) for method in self.methods if method.stage == "step"]
         for item in self.attached:
             item.host.wrappers.clear()
-            item.runtimes = bind(self.methods, item.host, self.changes)
+            item.runtimes = bind(self.on_transformers, item.host, self.changes)
             self._check_backend(item)
         self.report = self._new_report()
 
     def _uninstall(self) -> None:
         self._start_runtimes()  # what offloading hooks or the like keep of ours passes through from now on
         self.changes.undo()
+        self.on_steps = []
 
     def detach(self) -> None:
         """Undo everything."""
@@ -144,6 +180,8 @@ class Engine:
         if self.running:
             raise RuntimeError("this pipeline is already running; use one pipeline per thread")
         clock_ledger = PatchLedger()
+        if self.weights is not None:
+            self.weights.start()
         self.report = self._new_report()
         self._check_still_there()
         self._start_runtimes()
@@ -152,23 +190,38 @@ class Engine:
         try:
             self.running, began = True, time.perf_counter()
             start_measuring(devices)
-            self.clock.install(self.target.scheduler, clock_ledger)
+            self.clock.install(self.target.scheduler, clock_ledger, self._loop_begins)
+            for _, stepping in self.on_steps:
+                stepping.open(self.clock, clock_ledger)
             yield self.report
         finally:
             self.running = False
             clock_ledger.undo()
             wait_for(devices)
-            self.report.steps = self.clock.step_index
+            if self.weights is not None:
+                self.weights.stop()
+            self.report.steps, self.report.steps_asked = self.clock.step_index, self.clock.num_steps
             self.report.seconds = time.perf_counter() - began - self.counting
             self.report.peak_memory = peak_memory(devices)
             self._explain_idle()
+            for _, stepping in self.on_steps:
+                stepping.close(self.report)
             self.clock.reset()
             self._start_runtimes()
 
+    def _loop_begins(self) -> None:
+        for _, stepping in self.on_steps:
+            stepping.start()
+
     def _new_report(self) -> RunReport:
         report = RunReport()
+        for method in self.methods:
+            if method.stage == "load" and self.weights is not None:
+                report.methods[method.name] = self.weights.report
+        for method, stepping in self.on_steps:
+            stepping.report = report.methods[method.name] = MethodReport()
         for item in self.attached:
-            for method, runtime in zip(self.methods, item.runtimes, strict=False):
+            for method, runtime in zip(self.on_transformers, item.runtimes, strict=False):
                 runtime.report = type(runtime.report)(layers=runtime.report.layers, backend=runtime.report.backend)
                 label = method.name if item.host.label == "transformer" else f"{method.name} ({item.host.label})"
                 report.methods[label] = runtime.report
@@ -182,6 +235,8 @@ class Engine:
     def _check_still_there(self) -> None:
         self.watching.verify()
         self.changes.verify()
+        for _, stepping in self.on_steps:
+            stepping.check()
         present = {id(getattr(module, "_orig_mod", module)) for module in transformers_of(self.target).values()}
         for item in self.attached:
             if id(item.host.module) not in present:
@@ -204,6 +259,8 @@ class Engine:
         family, clock, report = item.host.family, self.clock, self.report
         arguments = family.arguments(args, kwargs)
         layout = family.layout(module, arguments)
+        if clock.open and clock.step_index == 0:
+            clock.expect(getattr(self.target, "_num_timesteps", None))
         noise = clock.noise
         in_run = noise is not None
         if in_run:
@@ -227,7 +284,7 @@ class Engine:
         carry_out(item.runtimes, plans, forward, item.host)
         dense, executed = self._count(item, args, kwargs, plans, forward)
         row = report.book(forward.step_index, forward.noise, dense, executed)
-        for method, runtime, plan in zip(self.methods, item.runtimes, plans, strict=False):
+        for method, runtime, plan in zip(self.on_transformers, item.runtimes, plans, strict=False):
             row.density[method.name] = runtime.book(plan, forward)
 
     def _count(
@@ -253,16 +310,22 @@ class Engine:
 
     def _refuse_nothing(self, forward: Forward) -> None:
         """Before the first forward: an error if no method would act in this run; a note for those that would not."""
-        idle, busy = [], False
+        levels, idle, busy = self.clock.levels, [], False
+        found: list = [(method, stepping.report, stepping.acts(levels)) for method, stepping in self.on_steps]
+        found += [
+            (method, self.weights.report, None) for method in self.methods if self.weights and method.stage == "load"
+        ]
         for item in self.attached:
-            reasons = idle_reasons(item.runtimes, forward.layout, self.clock.levels)
-            for method, runtime, reason in zip(self.methods, item.runtimes, reasons, strict=False):
-                reason = "neutral setting" if method.neutral else reason
-                runtime.report.reason = reason or ""
-                if reason and not method.neutral:
-                    idle.append(f"{method.name}: {reason}")
-                else:
-                    busy = True
+            reasons = idle_reasons(item.runtimes, forward.layout, levels)
+            reports = [runtime.report for runtime in item.runtimes]
+            found += zip(self.on_transformers, reports, reasons, strict=False)
+        for method, done, reason in found:
+            reason = "neutral setting" if method.neutral else reason
+            done.reason = reason or ""
+            if reason and not method.neutral:
+                idle.append(f"{method.name}: {reason}")
+            else:
+                busy = True
         idle = list(dict.fromkeys(idle))  # two transformers have the same reason
         if idle and not busy:
             raise NothingAccelerated("; ".join(idle))
@@ -271,7 +334,7 @@ class Engine:
     def _explain_idle(self) -> None:
         """After a run: why a method did nothing on one of several transformers."""
         for item in self.attached:
-            for method, runtime in zip(self.methods, item.runtimes, strict=False):
+            for method, runtime in zip(self.on_transformers, item.runtimes, strict=False):
                 done = runtime.report
                 if not done.reason and not method.neutral and done.density in (None, 1):
                     ran = (

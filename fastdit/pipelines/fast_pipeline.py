@@ -11,9 +11,10 @@ from typing import Any
 
 from fastdit.core.report import RunReport
 from fastdit.methods.base import Method
+from fastdit.methods.runtime import Weights
 from fastdit.models.base import family_of
 from fastdit.pipelines.engine import Engine, transformers_of
-from fastdit.pipelines.loading import load_pipeline, load_single_file, locate, recipe_beside
+from fastdit.pipelines.loading import load_pipeline, load_single_file, local_folder, locate, recipe_beside
 from fastdit.pipelines.recipes import Recipe, as_recipe
 
 Methods = Sequence[Method] | str | Path | Recipe | None
@@ -34,13 +35,23 @@ class FastDiTPipeline:
         """
         path = locate(model)
         recipe = _recipe_for(path, methods)
-        return extend(load_pipeline(path, **kwargs), recipe)
+        loading = _load_method(recipe)
+        if loading is None:
+            return extend(load_pipeline(path, **kwargs), recipe)
+        folder = local_folder(path, **kwargs)
+        weights = loading.open(folder, kwargs)
+        return extend(load_pipeline(folder, **{**kwargs, **weights.models}), recipe, weights)
 
     @classmethod
     def from_single_file(cls, file: str | Path, config: str | Path, methods: Methods = None, **kwargs: Any) -> Any:
         """Load the transformer from one original checkpoint file, the rest from the diffusers folder `config`."""
         path = locate(config)
         recipe = _recipe_for(path, methods)
+        if loading := _load_method(recipe):
+            raise ValueError(
+                f"{loading.name} reads a diffusers folder, and not a file with another library's names: save the "
+                "pipeline once with save_pretrained(...), and load that folder"
+            )
         return extend(load_single_file(file, path, **kwargs), recipe)
 
     @property
@@ -72,6 +83,12 @@ class FastDiTPipeline:
         self._fastdit.set_methods(recipe.methods)
         self._fastdit_call = {**self._fastdit_call, **defaults}
 
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> Any:
+        """Diffusers' own; refused while the weights are streamed from disk."""
+        if self._fastdit.weights is not None:
+            self._fastdit.weights.refuse_saving()
+        return super().save_pretrained(*args, **kwargs)  # type: ignore[misc]
+
     def restore(self) -> None:
         """Remove the methods and all that they installed; the class stays, so that methods can be set again."""
         self._fastdit.set_methods([])
@@ -89,6 +106,14 @@ def _recipe_for(path: str | Path, methods: Methods) -> Recipe:
     beside = beside or Recipe(())
     recipe = beside if methods is None else as_recipe(methods)
     return dataclasses.replace(recipe, call={**beside.call, **recipe.call})
+
+
+def _load_method(recipe: Recipe) -> Method | None:
+    """The method that acts while the model is loaded, if there is one."""
+    found = [method for method in recipe.methods if method.stage == "load"]
+    if len(found) > 1:
+        raise ValueError(f"{found[0].name} and {found[1].name} cannot run together: {found[0].clash(found[1])}")
+    return found[0] if found else None
 
 
 def call_defaults(pipe: Any, recipe: Recipe) -> dict[str, Any]:
@@ -148,12 +173,12 @@ def _no_pickle(self: Any) -> Any:
     raise TypeError("an accelerated pipeline cannot be pickled or deep-copied: restore it first, or load it again")
 
 
-def extend(pipe: Any, recipe: Recipe) -> Any:
+def extend(pipe: Any, recipe: Recipe, weights: Weights | None = None) -> Any:
     """Attach a recipe to a loaded pipeline and extend the class of this one instance."""
     if isinstance(pipe, FastDiTPipeline):
         raise ValueError("this pipeline is already accelerated: use pipe.set_methods([...])")
     defaults = call_defaults(pipe, recipe)
-    engine = Engine(pipe, recipe.methods)
+    engine = Engine(pipe, recipe.methods, weights)
     engine.identity.set_class(pipe, _extended(type(pipe)))  # type: ignore[arg-type]
     pipe._fastdit, pipe._fastdit_call = engine, defaults
     return pipe
@@ -183,6 +208,7 @@ class Handle:
         """Put everything back; calling it twice is allowed."""
         if not self._is_pipe:
             self._engine.detach()
+            self._engine.give_back()
         elif isinstance(self._target, FastDiTPipeline) and self._target._fastdit is self._engine:
             restore(self._target)
 
@@ -203,6 +229,7 @@ def restore(target: Any) -> None:
     if isinstance(target, FastDiTPipeline):
         engine = target._fastdit
         engine.detach()
+        engine.give_back()
         del target._fastdit, target._fastdit_call
         engine.identity.undo()
         return

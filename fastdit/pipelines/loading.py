@@ -32,6 +32,19 @@ def recipe_beside(path: str | Path) -> Recipe | None:
     return Recipe.load(file) if file.is_file() else None
 
 
+def local_folder(path: str | Path, **kwargs: Any) -> Path:
+    """The folder itself, or where the Hub's client has put the files of an id."""
+    if isinstance(path, Path) or Path(path).is_dir():
+        return Path(path)
+    import diffusers
+
+    more = {name: kwargs[name] for name in ("variant",) if name in kwargs}
+    try:
+        return Path(diffusers.DiffusionPipeline.download(path, **_hub_options(kwargs), **more))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot fetch model {path}: {first_line(error)}") from error
+
+
 def load_pipeline(path: str | Path, **kwargs: Any) -> Any:
     """DiffusionPipeline.from_pretrained with null components passed as None and, unless given, fp32 throughout."""
     import diffusers

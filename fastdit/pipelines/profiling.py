@@ -9,7 +9,7 @@ import torch
 
 from fastdit.core.clock import noise_levels, vp_noise
 from fastdit.core.ledger import PatchLedger
-from fastdit.core.report import RunReport
+from fastdit.core.report import MethodReport, RunReport
 from fastdit.methods.base import Method
 from fastdit.methods.runtime import Forward, Host, carry_out, idle_reasons
 from fastdit.models import configs
@@ -82,15 +82,15 @@ def _from_pipeline(path: str | Path) -> dict[str, Any]:
     scale = vae.get("scale_factor_spatial", vae.get("spatial_compression_ratio", 2**levels))
     size = (config.get("sample_size") or 64) * scale
     recipe = recipe_beside(path)
+    usual = {"height": size, "width": size, "num_frames": 1} | (recipe.call if recipe else {})
     return {
         "class": part[1],
         "config": config,
         "scheduler": scheduler,
         "vae_scale": scale,
         "frame_scale": vae.get("scale_factor_temporal", vae.get("temporal_compression_ratio", 4)),
-        "height": size,
-        "width": size,
-        "steps": recipe.call.get("num_inference_steps", 50) if recipe else 50,
+        **{name: usual[name] for name in ("height", "width", "num_frames")},
+        "steps": usual.get("num_inference_steps", 50),
     }
 
 
@@ -118,6 +118,8 @@ def profile(model: ModelConfig, methods: Sequence[Method], geometry: Geometry, g
     """A predicted report (no seconds, no memory): the same plans as a real run, counted on the meta device."""
     family, transformer = model.family, model.transformer
     methods = checked(methods, [family])
+    on_steps = [method for method in methods if method.stage == "step"]
+    methods = [method for method in methods if method.stage not in ("load", "step")]
     host = Host("transformer", transformer, family)
     counter = MacCounter(host, methods)
     runtimes = bind(methods, host, PatchLedger())
@@ -125,14 +127,18 @@ def profile(model: ModelConfig, methods: Sequence[Method], geometry: Geometry, g
     passes = 2 if guidance and family.guidance == "two passes" else 1
     inputs = family.inputs(transformer.config, batch, geometry.frames, geometry.height, geometry.width)
     layout = family.layout(transformer, inputs)
-    report = RunReport(steps=geometry.steps)
+    levels = noise_schedule(model, geometry.steps)
+    report = RunReport(steps=len(levels), steps_asked=len(levels))
+    for method in on_steps:
+        steps, note = method.foresee(levels)
+        report.steps = min(report.steps, steps)
+        report.methods[method.name] = MethodReport(density=steps / len(levels), note=note)
     for method, runtime in zip(methods, runtimes, strict=True):
         report.methods[method.name] = runtime.report
-    levels = noise_schedule(model, geometry.steps)
     for runtime, reason in zip(runtimes, idle_reasons(runtimes, layout, levels), strict=True):
         runtime.report.reason = reason or ""
         report.warnings += runtime.report.cautions
-    for step, noise in enumerate(levels):
+    for step, noise in enumerate(levels[: report.steps]):
         for index in range(passes):
             forward = Forward(layout, batch, noise, step, geometry.steps, index)
             plans = [runtime.plan(forward) for runtime in runtimes]
@@ -141,4 +147,5 @@ def profile(model: ModelConfig, methods: Sequence[Method], geometry: Geometry, g
             row = report.book(step, noise, dense, executed)
             for method, runtime, plan in zip(methods, runtimes, plans, strict=True):
                 row.density[method.name] = runtime.book(plan, forward)
+    report.skip(levels[report.steps :])
     return report

@@ -10,7 +10,7 @@ from fastdit.core.files import write_json
 from fastdit.methods.base import Method
 
 VERSION = 1
-PUBLISHED = Path(__file__).with_name("published")  # settings of papers, not measured by us
+SHIPPED = Path(__file__).with_name("shipped")  # settings of papers, not measured by us, and our own
 BESIDE_MODEL = "fastdit.json"  # the recipe that ships in a model's folder
 
 
@@ -53,12 +53,12 @@ class Recipe:
     def load(cls, path: str | Path) -> "Recipe":
         path = Path(path)
         if not path.is_file():
-            shipped = PUBLISHED / f"{path}.json"
-            if not shipped.is_file():
+            named = SHIPPED / f"{path}.json"
+            if not named.is_file():
                 raise ValueError(
-                    f"recipe {path} does not exist: give the path of a JSON file, or one of {', '.join(published())}"
+                    f"recipe {path} does not exist: give the path of a JSON file, or one of {', '.join(shipped())}"
                 )
-            path = shipped
+            path = named
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -70,9 +70,9 @@ class Recipe:
         write_json(Path(path), self.to_dict())
 
 
-def published() -> list[str]:
-    """Names of the recipes that hold a paper's own settings."""
-    return sorted(path.stem for path in PUBLISHED.glob("*.json"))
+def shipped() -> list[str]:
+    """Names of the recipes that ship with fastdit."""
+    return sorted(path.stem for path in SHIPPED.glob("*.json"))
 
 
 def as_recipe(methods: Sequence[Method] | str | Path | Recipe | None) -> Recipe:

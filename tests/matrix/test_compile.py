@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import BY_NAME, assert_close, first_settings, home, pairs, universal_settings
+from helpers import BY_NAME, assert_close, home, pairs, settings_in_forwards, universal_settings
 from methods_table import ATTENTION, Setting
 from torch._dynamo.testing import CompileCounter
 
@@ -29,7 +29,7 @@ def fresh_dynamo():
 INSIDE = [Setting(TokenMerging(proportional=True), ATTENTION), Setting(TokenMerging(tokens="kv"), ATTENTION)]
 
 
-@pytest.mark.parametrize(("tiny", "setting"), pairs([*first_settings(), *INSIDE], ["pixart_alpha", "wan"]))
+@pytest.mark.parametrize(("tiny", "setting"), pairs([*settings_in_forwards(), *INSIDE], ["pixart_alpha", "wan"]))
 def test_compiled_blocks_equal_eager(tiny, setting):
     pipe = tiny.make()
     with accelerate(pipe, [setting.method]):
@@ -64,7 +64,7 @@ def test_a_schedule_compiles_once_per_density():
     assert first <= 2 * len(densities) * GRAPHS_PER_BLOCK
 
 
-@pytest.mark.parametrize("setting", first_settings(), ids=str)
+@pytest.mark.parametrize("setting", settings_in_forwards(), ids=str)
 def test_a_transformer_compiled_as_a_whole(setting):
     """`torch.compile(transformer)` before attaching: hooks go on the module inside."""
     tiny = home(setting, "pixart_alpha", "wan")
@@ -84,7 +84,7 @@ def test_a_transformer_compiled_as_a_whole(setting):
 @pytest.mark.parametrize(
     ("setting", "order"),
     [(universal_settings()[0], order) for order in ("in place before", "in place after", "wrapped after")]
-    + [(setting, "in place after") for setting in first_settings()],
+    + [(setting, "in place after") for setting in settings_in_forwards()],
     ids=str,
 )
 def test_compiling_the_whole_at_other_times(setting, order):

@@ -12,6 +12,7 @@ from fastdit import accelerate
 from fastdit.methods.base import load_methods
 
 VIDEO = ("wan", "hunyuan_video")  # families with one attention over all frames
+OF_NOISE = ("dit", "pixart", "latte")  # families that predict noise, not a velocity
 PAIRS = [
     pytest.param(one.method, other.method, id=f"{one}+{other}")
     for first, second in combinations_with_replacement(load_methods(), 2)
@@ -71,7 +72,12 @@ def test_a_need_that_a_family_lacks_is_one_error_naming_both(name):
     for tiny, method in lacking:
         with pytest.raises(ValueError, match=rf"{method.name} .*{family(tiny).title}.*lacks: .+"):
             accelerate(tiny.make(), [method])
-    expected = {"token_merging": {"mochi"}, "radial_attention": {t.name for t in TINY if t.family not in VIDEO}}
+    expected = {
+        "linear_proportional_leap": {t.name for t in TINY if t.family in OF_NOISE},
+        "radial_attention": {t.name for t in TINY if t.family not in VIDEO},
+        "temporal_token_merging": {t.name for t in TINY if t.family not in VIDEO},
+        "token_merging": {"mochi"},
+    }
     assert {tiny.name for tiny, _ in lacking} == expected[name]
 
 

@@ -60,7 +60,7 @@ def test_macs_fall_with_the_density(tiny, name):
     executed, densities = [], []
     for method in TABLE[name].falling:
         with accelerate(pipe, [method]) as handle:
-            tiny.call(pipe, steps=2)
+            tiny.call(pipe, steps=TABLE[name].steps)
         executed.append(handle.report.macs_executed)
         densities.append(next(iter(handle.report.methods.values())).density)
     assert executed[0] == handle.report.macs_dense

@@ -3,13 +3,13 @@
 import pytest
 import torch
 from diffusers.hooks import apply_group_offloading
-from helpers import BY_NAME, assert_close, first_settings, pairs
+from helpers import BY_NAME, assert_close, pairs, settings_in_forwards
 
 from fastdit import accelerate
 
-SETTINGS = pytest.mark.parametrize("setting", first_settings(), ids=str)
+SETTINGS = pytest.mark.parametrize("setting", settings_in_forwards(), ids=str)
 MODELS = ["pixart_alpha", "wan22_a14b", "hunyuan_video", "flux"]
-ON_MODELS = pytest.mark.parametrize(("tiny", "setting"), pairs(first_settings(), MODELS))
+ON_MODELS = pytest.mark.parametrize(("tiny", "setting"), pairs(settings_in_forwards(), MODELS))
 
 
 def ran(handle) -> bool:

@@ -11,6 +11,7 @@ from helpers import (
     dense_output,
     first_settings,
     pairs,
+    settings_in_forwards,
     snapshot,
     universal_settings,
 )
@@ -121,7 +122,7 @@ def test_nothing_of_a_run_is_kept(setting):
 
 
 @pytest.mark.parametrize(
-    ("tiny", "setting"), pairs([*universal_settings()[:1], *first_settings()[:1]], ONE_OF_EACH_FAMILY)
+    ("tiny", "setting"), pairs([*universal_settings()[:1], *settings_in_forwards()[:1]], ONE_OF_EACH_FAMILY)
 )
 def test_two_pipelines_of_one_class_are_independent(tiny, setting):
     one, other = tiny.make(), tiny.make()

@@ -6,7 +6,7 @@ from pathlib import Path
 import diffusers
 import pytest
 import torch
-from helpers import BY_NAME, ON_EACH, dense_output, first_settings, fits, universal_settings
+from helpers import BY_NAME, ON_EACH, dense_output, fits, settings_in_forwards, universal_settings
 
 from fastdit import FastDiTPipeline, accelerate
 
@@ -21,7 +21,7 @@ def test_saved_while_attached_is_saved_before(tiny, tmp_path):
     tiny.call(pipe, steps=2)
     names = {name: list(module.state_dict()) for name, module in transformers(pipe)}
     pipe.save_pretrained(tmp_path / "before")
-    for index, setting in enumerate(s for s in first_settings() if fits(tiny, s)):
+    for index, setting in enumerate(s for s in settings_in_forwards() if fits(tiny, s)):
         with accelerate(pipe, [setting.method]):
             assert {name: list(module.state_dict()) for name, module in transformers(pipe)} == names
             tiny.call(pipe, steps=2)

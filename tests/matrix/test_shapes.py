@@ -6,30 +6,34 @@ from helpers import (
     BY_NAME,
     ONE_OF_EACH_FAMILY,
     assert_close,
-    first_settings,
     pairs,
     rotary_kind,
     settings,
+    settings_in_forwards,
     universal_settings,
 )
+from methods_table import TABLE
 
 from fastdit import TokenMerging, accelerate
 
 
 @pytest.mark.parametrize(("tiny", "setting"), settings("active", rows=rotary_kind))
 def test_a_batch_of_two_is_two_of_one(tiny, setting):
-    pipe = tiny.make()
+    pipe, steps = tiny.make(), TABLE[setting.method.name].steps
     with accelerate(pipe, [setting.method]):
-        both = tiny.call(pipe, batch=2, steps=2)
+        both = tiny.call(pipe, batch=2, steps=steps)
         for sample in range(2):
-            own = tiny.call(pipe, batch=2, steps=2, sample=sample)
+            own = tiny.call(pipe, batch=2, steps=steps, sample=sample)
             assert_close(own, both[sample : sample + 1], rtol=2e-5)
     assert not torch.equal(both[0], both[1])
 
 
 @pytest.mark.parametrize(
     ("tiny", "setting"),
-    pairs([*universal_settings()[-1:], *first_settings()[:1]], [name for name in ONE_OF_EACH_FAMILY if name != "dit"]),
+    pairs(
+        [*universal_settings()[-1:], *settings_in_forwards()[:1]],
+        [name for name in ONE_OF_EACH_FAMILY if name != "dit"],
+    ),
 )
 def test_two_resolutions_in_a_row_are_two_fresh_pipelines(tiny, setting):
     pipe = tiny.make()
