@@ -1,7 +1,7 @@
 """LinearProportionalLeap on the bundled video model: steps saved against likeness to the full run.
 
     python benchmarks/leap.py                    # 12 prompts, 20 steps, the table of docs/on-device.md
-    python benchmarks/leap.py --steps 50 --prompts 8
+    python benchmarks/leap.py --steps 50 --prompts 8 --euler
 
 A leap changes nothing before it, so one full run per prompt holds all leaps: the latents and velocities that its
 scheduler was given are kept, the rule (fastdit.ops.leap) is applied to them afterwards, and where it leaps the last
@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from fastdit import FastDiTPipeline, LinearProportionalLeap, zoo
@@ -154,15 +155,18 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=12)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--sweep", action="store_true", help="also tolerance and patience")
+    parser.add_argument("--euler", action="store_true", help="first-order steps, as the authors', in place of UniPC")
     args = parser.parse_args()
     pipe = FastDiTPipeline.from_pretrained(MODEL, [])
     pipe.set_progress_bar_config(disable=True)
+    if args.euler:
+        pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=pipe.scheduler.config.flow_shift)
     known = zoo.prompts(MODEL)
     prompts = [known[index * len(known) // args.prompts] for index in range(args.prompts)]
     trajectories = [record(pipe, prompt, seed, args.steps) for seed, prompt in enumerate(prompts)]
     leaps = Leaps(pipe, trajectories)
     check(pipe, leaps, prompts[0], args.steps)
-    print(f"{MODEL}, {args.steps} steps, n = {len(prompts)}: {'; '.join(prompts)}")
+    print(f"{MODEL}, {type(pipe.scheduler).__name__}, {args.steps} steps, n = {len(prompts)}: {'; '.join(prompts)}")
     table("rule", {f"noise {bound}": LinearProportionalLeap(noise=bound) for bound in BOUNDS}, leaps)
     shares = sorted({round(args.steps * share) for share in (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)})
     noises = trajectories[0].noises

@@ -4,9 +4,9 @@
     python benchmarks/temporal_merging.py --height 480 --width 832       # the usual size
     python benchmarks/temporal_merging.py --only group=4 cross_attention=true --rounds 9
 
-Wan2.1-1.3B's real config with few of its 30 blocks and random weights: one step without guidance, at a noise where frames
-are merged. Dense and merged take turns in one process. `realised` = measured ratio / predicted ratio. Patch embedding,
-text and output layers are in both. How much motion is left is measured by on_device_motion.py.
+Wan2.1-1.3B's real config with few of its 30 blocks and random weights: one step without guidance, at a noise where
+frames are merged. Dense and merged take turns in one process. `realised` = measured ratio / predicted ratio. Patch
+embedding, text and output layers are in both. How much motion is left is measured by on_device_motion.py.
 """
 
 import argparse

@@ -18,10 +18,11 @@ _HOMES = {
     "NothingAccelerated": "fastdit.core.errors",
 }
 __all__ = ["FastDiTPipeline", "NothingAccelerated", "Recipe", "accelerate", "restore"]
-__all__ += ["LinearProportionalLeap", "RadialAttention", "TemporalTokenMerging", "TokenMerging"]
+__all__ += ["BlockStreaming", "LinearProportionalLeap", "RadialAttention", "TemporalTokenMerging", "TokenMerging"]
 
 if TYPE_CHECKING:
     from fastdit.core.errors import NothingAccelerated
+    from fastdit.methods.block_streaming import BlockStreaming
     from fastdit.methods.linear_proportional_leap import LinearProportionalLeap
     from fastdit.methods.radial_attention import RadialAttention
     from fastdit.methods.temporal_token_merging import TemporalTokenMerging

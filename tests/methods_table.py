@@ -6,7 +6,7 @@ A new method adds its row here and nothing else; `tests/matrix` does the rest.
 from dataclasses import dataclass, field
 from typing import Any
 
-from fastdit import LinearProportionalLeap, RadialAttention, TemporalTokenMerging, TokenMerging
+from fastdit import BlockStreaming, LinearProportionalLeap, RadialAttention, TemporalTokenMerging, TokenMerging
 from fastdit.attention.processor import ProcessorWrapper
 from fastdit.methods.base import Method
 from fastdit.methods.linear_proportional_leap.method import LeapingStep
@@ -93,6 +93,22 @@ TABLE: dict[str, Row] = {
             ("proportional", "yes"),
         ),
         clashes=((TokenMerging(), TokenMerging(reducer="pool")), (TokenMerging(), TokenMerging(scope="block"))),
+    ),
+    "block_streaming": Row(  # it needs a saved folder: tests/methods/test_block_streaming.py runs it on every family
+        neutral=(),
+        active=(),
+        falling=(),
+        command_lines={
+            "block_streaming": BlockStreaming(),
+            "block-streaming:memory-budget=2.5GiB,drop-cache=false": BlockStreaming("2.5GiB", drop_cache=False),
+            "block_streaming:memory_budget=25%,source=models/wan": BlockStreaming("25%", source="models/wan"),
+        },
+        bad=(
+            *(("memory_budget", value) for value in ("much", 0, -1, "0%", "101%", "4 GiBs", True, 1.5, "")),
+            ("source", 3),
+            ("drop_cache", "no"),
+        ),
+        clashes=((BlockStreaming(), BlockStreaming("1GiB")),),
     ),
     "radial_attention": Row(
         neutral=(Setting(RadialAttention(dense_share=1.0, dense_layers=0), ATTENTION),),
@@ -195,6 +211,7 @@ TABLE: dict[str, Row] = {
             ("group", True),
             ("noise", (0.9, 0.9)),
             ("noise", 0.83),
+            ("alternate", "no"),
             ("cross_attention", 1),
             ("motion_guard", -0.1),
             ("motion_guard", float("nan")),

@@ -70,12 +70,14 @@ def print_report(report: Any) -> None:
         highlight=False,
     )
     if report.methods:
-        table = Table("method", "layers", "calls", "density", "backend", "note")
+        table = Table("method", "layers", "calls", "density", "backend")
         for name, method in report.methods.items():
             density = "" if method.density is None else f"{method.density:.3f}"
-            note = method.reason or method.note
-            table.add_row(name, str(method.layers or "-"), str(method.calls), density, method.backend, note)
+            table.add_row(name, str(method.layers or "-"), str(method.calls), density, method.backend)
         console.print(table)
+        for name, method in report.methods.items():
+            if note := method.reason or method.note:
+                console.print(f"{name}: {note}", highlight=False)
     for text in report.warnings:
         console.print(f"[yellow]warning:[/] {text}", highlight=False)
 

@@ -56,8 +56,9 @@ def profile(
         "from the config",
         highlight=False,
     )
-    dense = report.macs_dense / report.evaluations
-    per_forward = sorted({row.macs_executed / row.passes for row in report.rows if row.passes})
+    run = [row for row in report.rows if row.passes]
+    dense = sum(row.macs_dense for row in run) / report.evaluations
+    per_forward = sorted({row.macs_executed / row.passes for row in run})
     spread = human(per_forward[0]) + ("" if len(per_forward) == 1 else f" to {human(per_forward[-1])}")
     console.print(f"per forward: {human(dense)}MAC dense, {spread}MAC accelerated", highlight=False)
     print_report(report)

@@ -16,16 +16,17 @@ from fastdit.ops.reduction import Grid, Reduction
 Groups = tuple[int, ...]  # sizes of consecutive groups of frames: (1, 2, 2) is frame 0, frames 1 and 2, frames 3 and 4
 
 
-def frame_groups(frames: int, group: int, first_alone: bool = False) -> Groups:
-    """Sizes of groups of `group` consecutive frames, with frame 0 alone if asked for and a last group of what is left.
+def frame_groups(frames: int, group: int, first_alone: bool = False, offset: int = 0) -> Groups:
+    """Sizes of groups of `group` consecutive frames, with frame 0 alone if asked for and smaller groups at the ends.
 
-    ValueError unless frames and group are at least 1.
+    With an `offset` that many frames form a group of their own before the others. ValueError for less than 1 frame.
     """
     if frames < 1 or group < 1:
         raise ValueError(f"frames and group are at least 1, got {frames} and {group}")
     first = 1 if first_alone else 0
-    whole, rest = divmod(frames - first, group)
-    return (1,) * first + (group,) * whole + ((rest,) if rest else ())
+    lead = min(offset % group, frames - first)
+    whole, rest = divmod(frames - first - lead, group)
+    return (1,) * first + ((lead,) if lead else ()) + (group,) * whole + ((rest,) if rest else ())
 
 
 def kept_apart(groups: Groups, apart: Sequence[bool]) -> Groups:

@@ -73,6 +73,7 @@ def test_a_need_that_a_family_lacks_is_one_error_naming_both(name):
         with pytest.raises(ValueError, match=rf"{method.name} .*{family(tiny).title}.*lacks: .+"):
             accelerate(tiny.make(), [method])
     expected = {
+        "block_streaming": set(),
         "linear_proportional_leap": {t.name for t in TINY if t.family in OF_NOISE},
         "radial_attention": {t.name for t in TINY if t.family not in VIDEO},
         "temporal_token_merging": {t.name for t in TINY if t.family not in VIDEO},

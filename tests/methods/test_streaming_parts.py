@@ -186,13 +186,3 @@ def test_rows_of_an_embedding(tmp_path):
 )
 def test_forms_of_a_budget(budget, size):
     assert BlockStreaming(memory_budget=budget).budget(1000) == size
-
-
-@pytest.mark.parametrize(
-    "name, value",
-    [("memory_budget", v) for v in ("much", 0, -1, "0%", "101%", "4 GiBs", True, 1.5, "")]
-    + [("source", 3), ("drop_cache", "no")],
-)
-def test_bad_options_name_their_field(name, value):
-    with pytest.raises(ValueError, match=f"^{name} "):
-        BlockStreaming(**{name: value})

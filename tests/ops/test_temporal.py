@@ -12,39 +12,47 @@ from fastdit.ops.temporal import frame_changes, frame_groups, kept_apart, merge_
 counts = st.integers(1, 23)
 
 
-def slow_groups(frames, group, first_alone):
-    """Frame by frame: a frame joins the last group unless that is full or is the lone first one."""
-    found = []
+def slow_groups(frames, group, first_alone, offset=0):
+    """Frame by frame: a frame joins the last group until that is full; only the first to merge may be full earlier."""
+    found, room = [], 0
     for frame in range(frames):
-        if found and len(found[-1]) < group and not (first_alone and found[-1] == [0]):
-            found[-1].append(frame)
-        else:
-            found.append([frame])
+        if not room:
+            found.append([])
+            room = group
+            if first_alone and frame == 0:
+                room = 1
+            elif frame == first_alone and offset % group:
+                room = offset % group
+        found[-1].append(frame)
+        room -= 1
     return found
 
 
 @settings(max_examples=100, deadline=None)
-@given(counts, st.integers(1, 6), st.booleans())
-def test_groups_agree_with_a_loop(frames, group, first_alone):
-    expected = slow_groups(frames, group, first_alone)
-    assert frame_groups(frames, group, first_alone) == tuple(map(len, expected))
+@given(counts, st.integers(1, 6), st.booleans(), st.integers(0, 9))
+def test_groups_agree_with_a_loop(frames, group, first_alone, offset):
+    expected = slow_groups(frames, group, first_alone, offset)
+    assert frame_groups(frames, group, first_alone, offset) == tuple(map(len, expected))
     if group == 1 or frames == 1:
-        assert frame_groups(frames, group, first_alone) == (1,) * frames
+        assert frame_groups(frames, group, first_alone, offset) == (1,) * frames
 
 
 @pytest.mark.parametrize(
-    ("frames", "group", "first_alone", "expected"),
+    ("frames", "group", "first_alone", "offset", "expected"),
     [
-        (21, 2, True, (1, *[2] * 10)),  # Wan, 81 pictures
-        (20, 2, True, (1, *[2] * 9, 1)),
-        (33, 2, True, (1, *[2] * 16)),  # HunyuanVideo, 129 pictures
-        (15, 2, False, (*[2] * 7, 1)),
-        (9, 4, True, (1, 4, 4)),
-        (3, 4, True, (1, 2)),
+        (21, 2, True, 0, (1, *[2] * 10)),  # Wan, 81 pictures
+        (21, 2, True, 1, (1, 1, *[2] * 9, 1)),
+        (20, 2, True, 0, (1, *[2] * 9, 1)),
+        (33, 2, True, 2, (1, *[2] * 16)),  # HunyuanVideo, 129 pictures
+        (15, 2, False, 0, (*[2] * 7, 1)),
+        (9, 4, True, 0, (1, 4, 4)),
+        (9, 4, True, 6, (1, 2, 4, 2)),
+        (3, 4, True, 0, (1, 2)),
+        (3, 4, True, 3, (1, 2)),
     ],
 )
-def test_groups_of_published_sizes(frames, group, first_alone, expected):
-    assert frame_groups(frames, group, first_alone) == expected
+def test_groups_of_published_sizes(frames, group, first_alone, offset, expected):
+    assert frame_groups(frames, group, first_alone, offset) == expected
 
 
 @settings(max_examples=100, deadline=None)

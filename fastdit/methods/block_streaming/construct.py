@@ -17,12 +17,9 @@ def model_class(library: str, name: str) -> type[nn.Module] | None:
     """The class of a component in model_index.json if its weights can be streamed, else None."""
     if library not in ("diffusers", "transformers"):
         return None
-    import diffusers
-    import transformers
-
     cls = getattr(importlib.import_module(library), name, None)
-    known = (diffusers.ModelMixin, transformers.PreTrainedModel)
-    return cls if isinstance(cls, type) and issubclass(cls, known) else None
+    built_from_config = hasattr(cls, "config_class") or hasattr(cls, "from_config")
+    return cls if isinstance(cls, type) and issubclass(cls, nn.Module) and built_from_config else None
 
 
 def construct(

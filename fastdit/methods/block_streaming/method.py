@@ -252,9 +252,9 @@ class StreamedWeights:
 
 def check_placement(label: str, module: nn.Module) -> None:
     """RuntimeError where another kind of offloading moves the weights of a streamed model as well."""
-    from diffusers.hooks.group_offloading import _is_group_offload_enabled
-
-    if getattr(module, "_hf_hook", None) is not None or _is_group_offload_enabled(module):
+    registries = [getattr(child, "_diffusers_hook", None) for child in module.modules()]
+    grouped = any(registry is not None and registry.get_hook("group_offloading") for registry in registries)
+    if getattr(module, "_hf_hook", None) is not None or grouped:
         raise RuntimeError(f"{label} is streamed from disk already: remove the other offloading, it moves weights too")
 
 

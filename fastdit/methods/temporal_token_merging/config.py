@@ -12,7 +12,8 @@ class TemporalTokenMerging(Method):
     """Average consecutive latent frames before self-attention and copy its result back to each of them.
 
     Residual stream and MLP keep all frames; latent frame 0 stays alone where the VAE is causal. Source: the
-    temporal-dimension token merging of On-device Sora (Kim et al., arXiv 2502.04363 and 2503.23796).
+    temporal-dimension token merging of On-device Sora (Kim et al., arXiv 2502.04363 and 2503.23796), where the groups
+    are the same in every step; that is `alternate=False`.
 
     With RadialAttention the noise decides: steps within `noise` are this method's and run without a mask, all others
     may be sparse. Merged steps count towards Radial's dense steps at the start, which they usually are.
@@ -25,6 +26,10 @@ class TemporalTokenMerging(Method):
     noise: tuple[float, float] = option(
         (0.83, 1.0), "range of noise in which frames are merged; 0.83 is half of Wan's steps at shift 5", range=(0, 1)
     )
+    alternate: bool = option(
+        True, "begin the groups one frame later in each next step, so that no two frames attend as one in all of them; "
+        "false: the same groups in every step, as published, which freezes motion inside them",
+    )  # fmt: skip
     cross_attention: bool = option(False, "merge the queries of cross-attention to the text too (little is saved)")
     motion_guard: float | None = option(
         None, "groups in which a frame differs by more from the one before stay apart; none: off", range=(0, None)
@@ -33,8 +38,9 @@ class TemporalTokenMerging(Method):
     def __post_init__(self) -> None:
         checked_count("group", self.group, 1)
         object.__setattr__(self, "noise", checked_range("noise", self.noise))
-        if not isinstance(self.cross_attention, bool):
-            raise ValueError(f"cross_attention must be true or false, got {self.cross_attention!r}")
+        for name in ("alternate", "cross_attention"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
         guard = self.motion_guard
         if guard is None:
             return

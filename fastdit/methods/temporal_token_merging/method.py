@@ -60,18 +60,22 @@ class TemporalRuntime:
             self.guard.install(ledger)
 
     def start(self) -> None:
-        self.merged, self.possible, self.forwards = 0.0, 0, 0  # groups, summed over the forwards within the range
+        # summed over the forwards within the range: frames that attend, groups that merge and that could
+        self.attended, self.merged, self.possible, self.forwards = 0.0, 0.0, 0, 0
         if self.guard is not None:
             self.guard.forget()
         for wrapper in (*self.host.wrappers, *self.host.cross_wrappers):
             wrapper.tokens = None
 
-    def groups(self, layout: TokenLayout, noise: float) -> Groups | None:
-        """What is merged at this noise if no guard objects; None if nothing is."""
+    def groups(self, layout: TokenLayout, noise: float, step: int = 0) -> Groups | None:
+        """What is merged at this noise and step if no guard objects; None if nothing is."""
         low, high = self.method.noise
         if not low <= noise <= high:
             return None
-        groups = frame_groups(layout.frames, self.method.group, self.host.family.causal_frames)
+        about = layout.frames, self.method.group, self.host.family.causal_frames
+        groups = frame_groups(*about, offset=step if self.method.alternate else 0)
+        if len(groups) == layout.frames:  # only two frames can merge, and no other groups hold both
+            groups = frame_groups(*about)
         return groups if len(groups) < layout.frames else None
 
     def reduces(self, layout: TokenLayout, noise: float) -> frozenset[int]:
@@ -96,7 +100,7 @@ class TemporalRuntime:
         return None
 
     def plan(self, forward: Forward) -> TemporalPlan | None:
-        groups = self.groups(forward.layout, forward.noise)
+        groups = self.groups(forward.layout, forward.noise, max(forward.step_index, 0))
         if self.guard is None or self.method.neutral:
             return None if groups is None else TemporalPlan((groups,))
         if forward.step_index < 0:
@@ -140,18 +144,18 @@ class TemporalRuntime:
 
     def note(self, plan: TemporalPlan, forward: Forward) -> None:
         """Tell in the report what is merged, or that the guard has kept everything apart so far."""
-        whole = self.groups(forward.layout, forward.noise)
+        whole = self.groups(forward.layout, forward.noise, max(forward.step_index, 0))
         assert whole is not None
-        if self.guard is None:
-            self.report.note = f"{forward.layout.frames} latent frames attend as {len(whole)}"
-            return
         self.forwards += 1
         self.possible += merged_groups(whole)
         self.merged += sum(map(merged_groups, plan.groups)) / len(plan.groups)
+        self.attended += sum(map(len, plan.groups)) / len(plan.groups)
+        self.report.note = f"{forward.layout.frames} latent frames attend as {self.attended / self.forwards:.3g} on average"
+        if self.guard is None:
+            return
         possible, merged = self.possible / self.forwards, self.merged / self.forwards
-        self.report.note = f"merged {merged:.1f} of {possible:.0f} groups of frames on average"
-        threshold = self.method.motion_guard
-        never = f"motion_guard={threshold:g} kept all groups of frames apart: a higher one merges more"
+        self.report.note = f"merged {merged:.3g} of {possible:.3g} groups of frames on average"
+        never = f"motion_guard={self.guard.threshold:g} kept all groups of frames apart: a higher one merges more"
         self.report.reason = "" if merged else never
 
 
