@@ -4,11 +4,12 @@
     python benchmarks/block_streaming.py small --rounds 5           # 2 GB of fp32 weights, a quarter of it in memory
     python benchmarks/block_streaming.py small --rounds 5 --warm    # the files stay in the system's cache
 
-`full` writes the weights to a scratch folder (the disk is checked first) and makes one forward in a fresh process, whose
-peak resident memory (VmHWM) counts interpreter, libraries and activations too. `small` compares in one process, in turns:
-`load` reads every streamed weight and computes nothing, `compute` has all weights in memory; diffusers' group offloading
-and accelerate's disk offload work on second copies that they write. Cold: before each forward the system is told to
-forget all files. Peak memory of each is that of a fresh process that loads the model and makes two forwards.
+`full` writes the weights to a scratch folder (the disk is checked first) and makes one forward in a fresh process,
+whose peak resident memory (VmHWM) counts interpreter, libraries and activations too. `small` compares in one process,
+in turns: `load` reads every streamed weight and computes nothing, `compute` has all weights in memory; diffusers' group
+offloading works on a second copy that it writes, accelerate's disk offload on the files themselves. Cold: before each
+forward the system is told to forget all files. Peak memory is that of a fresh process that loads the model and makes
+two forwards.
 """
 
 import argparse

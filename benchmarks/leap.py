@@ -125,7 +125,7 @@ class Leaps:
         asked = len(self.trajectories[0].samples)
         leapt = [(index, count) for index, count in enumerate(steps) if count < asked]
         spread = f"{np.mean(steps):.1f} ({min(steps)} to {max(steps)})" if min(steps) < max(steps) else f"{min(steps)}"
-        figures = texts(np.array([self.figures(*one) for one in leapt])) if leapt else " | | |"
+        figures = texts(np.array([self.figures(*one) for one in leapt])) if leapt else "| | |"
         return f"| {name} | {len(leapt)} | {spread} | {asked / np.mean(steps):.2f}x | {figures} |"
 
 

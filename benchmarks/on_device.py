@@ -3,10 +3,10 @@
     python benchmarks/on_device.py                            # the table of docs/on-device.md
     python benchmarks/on_device.py --prompts 2 --rounds 1     # a quick look
 
-Same prompts, seeds and default call for every row. Seconds are end to end for one clip, the rows in turns in one process;
-ratios are of medians with a 95 % interval. PSNR and SSIM are of raw frames against the dense clip. `motion` is the mean
-absolute difference of consecutive frames over the dense clip's (ratio of means). Peak memory is that of a fresh process
-that loads the model and draws one clip (VmHWM); `weights` is the share of it that streaming bounds.
+Same prompts, seeds and default call for every row. Seconds are end to end for one clip, the rows in turns in one
+process; ratios are of medians with a 95 % interval. PSNR and SSIM are of raw frames against the dense clip. `motion` is
+the mean absolute difference of consecutive frames over the dense clip's (ratio of means). Peak memory is that of a
+fresh process that loads the model and draws one clip (VmHWM); `weights` is the part of it that streaming bounds.
 """
 
 import argparse

@@ -76,6 +76,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int)
     parser.add_argument("--shift", type=float, help="another flow shift than the model's own")
     parser.add_argument("--settings", nargs="*", default=SETTINGS)
+    parser.add_argument("--fewer", nargs="*", type=int, default=[17, 14], help="runs of fewer steps, without merging")
     args = parser.parse_args()
     prompts = random.Random(0).sample(zoo.prompts(args.model), args.prompts)
     pipe = FastDiTPipeline.from_pretrained(args.model, [])
@@ -84,23 +85,24 @@ def main() -> None:
         pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, flow_shift=args.shift)
     scale, causal = pipe.vae_scale_factor_temporal, family_of(pipe.transformer).causal_frames
     dense = draw(pipe, prompts, args.batch, args.steps)
-    latent = (dense.shape[1] - 1) // scale + 1
+    latent, cost = (dense.shape[1] - 1) // scale + 1, pipe.report.macs_dense
 
     print(f"{args.model}, n = {args.prompts}, {pipe.report.steps} steps, torch {torch.__version__}")
     print(
         "| setting | MACs | frames | motion: all (95 %) | inside (95 %) | between (95 %) | sharpness | PSNR dB (95 %) |"
     )
     print("|---|---|---|---|---|---|---|---|", flush=True)
-    for setting in args.settings:
-        method = Method.parse(f"temporal_token_merging:{setting}")
-        pipe.set_methods([method])
-        merged = draw(pipe, prompts, args.batch, args.steps)
-        inside, between = seams(scale, frame_groups(latent, method.group, causal))
-        report = pipe.report
+    for setting in [*args.settings, *args.fewer]:
+        merging = isinstance(setting, str)
+        methods = [Method.parse(f"temporal_token_merging:{setting}")] if merging else []
+        pipe.set_methods(methods)
+        merged = draw(pipe, prompts, args.batch, args.steps if merging else setting)
+        report, group = pipe.report, methods[0].group if methods else 2
+        inside, between = seams(scale, frame_groups(latent, group, causal))
         cells = [
-            setting,
-            f"{report.macs_dense / report.macs_executed:.2f}x",
-            f"{report.methods[method.name].density:.2f}",
+            setting if merging else f"none, {setting} steps",
+            f"{cost / report.macs_executed:.2f}x",
+            f"{report.methods[methods[0].name].density:.2f}" if methods else "1.00",
             *(kept(merged, dense, places) for places in (None, inside, between)),
             f"{np.divide(*(np.mean([sharpness(clip) for clip in clips]) for clips in (merged, dense))):.2f}",
             str(bootstrap([psnr(one, other) for one, other in zip(dense, merged, strict=True)])),

@@ -35,7 +35,7 @@ def attend(
             return call_swapped(original, arguments, _proportional(step, match, sample), describe)
         return original(**arguments)
 
-    arguments = _reduce_arguments(arguments, step, match)
+    arguments = _reduce_arguments(arguments, step.layout, match)
     tables = None if rotary is None else arguments.get(rotary.argument)
     if tables is None or rotary is None:
         result = call(arguments)
@@ -69,14 +69,13 @@ def join(*parts: Tensor) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
-def _reduce_arguments(arguments: dict[str, Any], step: TokenStep, match: Match) -> dict[str, Any]:
+def _reduce_arguments(arguments: dict[str, Any], layout: TokenLayout, match: Match) -> dict[str, Any]:
     """The call's arguments with hidden states and mask reduced (rotary rows are still those of all tokens)."""
-    layout = step.layout
     hidden, encoder = arguments["hidden_states"], arguments.get("encoder_hidden_states")
     before, visual, behind = split(hidden, layout)
     sequence = hidden.shape[1] + (0 if encoder is None else encoder.shape[1])
     reduced = {**arguments, "hidden_states": join(before, match.reduction.reduce(visual), behind)}
-    if not step.cross and arguments.get("attention_mask") is not None:
+    if arguments.get("attention_mask") is not None:
         removed = layout.tokens - match.reduction.length
         reduced["attention_mask"] = reduce_mask(arguments["attention_mask"], removed, sequence, layout)
     return reduced

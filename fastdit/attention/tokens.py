@@ -37,18 +37,8 @@ class TokenMatcher(Protocol):
 
 
 @dataclass(frozen=True)
-class Known:
-    """Hands out a match that was made before the forward, without a look at the tokens."""
-
-    given: Match
-
-    def match(self, visual: Tensor) -> Match:
-        return self.given
-
-
-@dataclass(frozen=True)
 class TokenStep:
-    """What the attention calls of one forward do to their tokens; `cross`: keys, values and mask are the text's."""
+    """What the attention calls of one forward do to their tokens; with `cross`, keys and mask are those of the text."""
 
     layout: TokenLayout
     matcher: TokenMatcher

@@ -11,7 +11,6 @@ def print_forecast(model: str, loaded: Any, methods: Any, geometry: Any, report:
     loading = next((method for method in methods if method.stage == "load"), None)
     if loading is None:
         return
-    import torch
     from rich.console import Console
     from rich.table import Table
 
@@ -32,14 +31,17 @@ def print_forecast(model: str, loaded: Any, methods: Any, geometry: Any, report:
     console.print(table)
     held = max(part.held for part in found.parts)
     console.print(
-        f"memory: weights at most {_size(held)}, activations of a transformer forward about {_size(found.activations)}; "
-        "interpreter and libraries (about 0.6 GiB) and the VAE's activations come on top",
+        f"memory: weights at most {_size(held)}, activations of a transformer forward about {_size(found.activations)}"
+        "; interpreter and libraries (about 0.6 GiB) and the VAE's activations come on top",
         highlight=False,
     )
     computing, reading = found.per_pass
+    rates = f"reads {machine.reading / 1e9:.2f} GB/s from cold files, computes {machine.computing / 1e9:.0f} GMAC/s"
     console.print(
-        f"this machine reads {machine.reading / 1e9:.2f} GB/s from cold files and computes {machine.computing / 1e9:.0f} "
-        f"GMAC/s in {str(torch_dtype).removeprefix('torch.')} (measured for a second each)\n"
+        f"this machine {rates} in {str(torch_dtype).removeprefix('torch.')} (measured for a second each)",
+        highlight=False,
+    )
+    console.print(
         f"time: a transformer pass computes for {_time(computing)} and reads for {_time(reading)} meanwhile; the steps "
         f"take about {_time(found.seconds)}, reading the other models {_time(found.reading)} more, computing them apart",
         highlight=False,

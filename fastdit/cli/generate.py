@@ -90,7 +90,7 @@ def generate(
 
 def _compile_blocks(pipe: Any) -> None:
     from fastdit.models.base import family_of
-    from fastdit.pipelines.engine import transformers_of
+    from fastdit.pipelines.hosts import transformers_of
 
     for transformer in transformers_of(pipe).values():
         for _, block, _ in family_of(transformer).blocks(transformer):

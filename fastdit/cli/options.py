@@ -121,7 +121,7 @@ def call_arguments(pipe: Any, given: dict[str, Any]) -> dict[str, Any]:
 
 def first_transformer(pipe: Any) -> Any:
     """Any of the pipeline's transformers: they are of one family."""
-    from fastdit.pipelines.engine import transformers_of
+    from fastdit.pipelines.hosts import transformers_of
 
     return next(iter(transformers_of(pipe).values()))
 

@@ -9,48 +9,22 @@ import contextlib
 import functools
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
 from fastdit.core.clock import StepClock
-from fastdit.core.errors import NothingAccelerated
 from fastdit.core.ledger import PatchLedger
 from fastdit.core.memory import cuda_devices, peak_memory, start_measuring, wait_for
 from fastdit.core.report import MethodReport, RunReport
 from fastdit.methods.base import Method
-from fastdit.methods.runtime import Forward, Host, Runtime, StepRuntime, Weights, carry_out, idle_reasons
+from fastdit.methods.runtime import Forward, Host, StepRuntime, Weights, carry_out, idle_reasons
 from fastdit.models.base import family_of
 from fastdit.pipelines.checks import attention_backends, check_backend, check_sharding, checked, note_cache
 from fastdit.pipelines.counter import MacCounter, bind
-
-
-def transformers_of(pipe: Any) -> dict[str, nn.Module]:
-    """The denoising transformers of a pipeline by component name; a bare transformer is its own only one."""
-    if isinstance(pipe, nn.Module):
-        return {"transformer": pipe}
-    named = ((name, getattr(pipe, name, None)) for name in ("transformer", "transformer_2"))
-    found = {name: module for name, module in named if module is not None}
-    if not found:
-        raise ValueError(f"{type(pipe).__name__} has no transformer: fastdit accelerates diffusion transformers")
-    return found
-
-
-def models_of(target: Any) -> dict[str, nn.Module]:
-    """Every model of a pipeline by component name."""
-    found = transformers_of(target) if isinstance(target, nn.Module) else target.components
-    return {name: part for name, part in found.items() if isinstance(part, nn.Module)}
-
-
-@dataclass
-class Attached:
-    """A transformer with its methods at work."""
-
-    host: Host
-    counter: MacCounter
-    runtimes: list[Runtime]
+from fastdit.pipelines.hosts import Attached, models_of, transformers_of
+from fastdit.pipelines.idle import Outlook, explain_idle, refuse_nothing
 
 
 class Engine:
@@ -310,34 +284,16 @@ class Engine:
 
     def _refuse_nothing(self, forward: Forward) -> None:
         """Before the first forward: an error if no method would act in this run; a note for those that would not."""
-        levels, idle, busy = self.clock.levels, [], False
-        found: list = [(method, stepping.report, stepping.acts(levels)) for method, stepping in self.on_steps]
-        found += [
-            (method, self.weights.report, None) for method in self.methods if self.weights and method.stage == "load"
-        ]
+        levels = self.clock.levels
+        found: list[Outlook] = [(method, stepping.report, stepping.acts(levels)) for method, stepping in self.on_steps]
+        if self.weights is not None:
+            found += [(method, self.weights.report, None) for method in self.methods if method.stage == "load"]
         for item in self.attached:
             reasons = idle_reasons(item.runtimes, forward.layout, levels)
             reports = [runtime.report for runtime in item.runtimes]
             found += zip(self.on_transformers, reports, reasons, strict=False)
-        for method, done, reason in found:
-            reason = "neutral setting" if method.neutral else reason
-            done.reason = reason or ""
-            if reason and not method.neutral:
-                idle.append(f"{method.name}: {reason}")
-            else:
-                busy = True
-        idle = list(dict.fromkeys(idle))  # two transformers have the same reason
-        if idle and not busy:
-            raise NothingAccelerated("; ".join(idle))
-        self.report.warnings += idle
+        self.report.warnings += refuse_nothing(found)
 
     def _explain_idle(self) -> None:
-        """After a run: why a method did nothing on one of several transformers."""
         for item in self.attached:
-            for method, runtime in zip(self.on_transformers, item.runtimes, strict=False):
-                done = runtime.report
-                if not done.reason and not method.neutral and done.density in (None, 1):
-                    ran = (
-                        "no step of this transformer was in its range" if done.calls else "this transformer did not run"
-                    )
-                    done.reason = ran
+            explain_idle(zip(self.on_transformers, [runtime.report for runtime in item.runtimes], strict=False))

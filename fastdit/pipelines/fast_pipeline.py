@@ -13,7 +13,8 @@ from fastdit.core.report import RunReport
 from fastdit.methods.base import Method
 from fastdit.methods.runtime import Weights
 from fastdit.models.base import family_of
-from fastdit.pipelines.engine import Engine, transformers_of
+from fastdit.pipelines.engine import Engine
+from fastdit.pipelines.hosts import transformers_of
 from fastdit.pipelines.loading import load_pipeline, load_single_file, local_folder, locate, recipe_beside
 from fastdit.pipelines.recipes import Recipe, as_recipe
 

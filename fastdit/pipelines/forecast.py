@@ -1,4 +1,4 @@
-"""Predicting memory and seconds of a run whose weights are streamed: the plan by structure, the rates by measurement."""
+"""Predicting memory and seconds of a run whose weights are streamed: the plan by structure, rates by measurement."""
 
 import os
 import tempfile
@@ -32,7 +32,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class RunForecast:
-    """Bytes and seconds; `seconds` are those of the transformer's steps, `reading` those of reading all other models."""
+    """Bytes and seconds: `seconds` of the transformer's steps, `reading` of reading all other models."""
 
     parts: list[PartForecast]
     activations: int
@@ -48,7 +48,7 @@ def forecast(
 
     A pass takes as long as the slower of reading and computing. Activations are those of one dense forward.
     """
-    parts = method.forecast(models_of(model, loaded, dtype), dtype)
+    parts = method.forecast(parts_of(model, loaded, dtype), dtype)
     denoising = [part for part in parts if part.label.startswith("transformer")]
     read = max(part.read for part in denoising) / machine.reading
     passes = sum(row.passes for row in report.rows)
@@ -63,7 +63,7 @@ def forecast(
     return RunForecast(parts, activations, (computing, read), seconds, others)
 
 
-def models_of(model: str, loaded: ModelConfig, dtype: Any) -> dict[str, Any]:
+def parts_of(model: str, loaded: ModelConfig, dtype: Any) -> dict[str, Any]:
     """The models of a pipeline on the meta device; of a config that ships, the transformer alone."""
     import diffusers
 

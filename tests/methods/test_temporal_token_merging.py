@@ -12,10 +12,12 @@ from tiny import noise, wan_transformer
 
 from fastdit import RadialAttention, TemporalTokenMerging, TokenMerging, accelerate
 from fastdit.attention.backends import sdpa
+from fastdit.attention.tokens import TokenStep
+from fastdit.core.layout import TokenLayout
 from fastdit.methods.runtime import Forward, Host
 from fastdit.methods.temporal_token_merging.guard import MotionGuard
-from fastdit.methods.temporal_token_merging.method import TemporalRuntime
-from fastdit.models.base import family_of
+from fastdit.methods.temporal_token_merging.method import Frames, TemporalRuntime
+from fastdit.models.base import family_of, load_families
 from fastdit.ops.temporal import frame_groups
 
 ALWAYS = TemporalTokenMerging(noise=(0, 1))
@@ -141,6 +143,18 @@ def test_cross_attention_merges_the_queries_only(name, text):
             assert_close(out, repeated(expected, groups), 1e-5)
         macs.append(handle.report.macs_executed)
     assert macs[1] < macs[0] < handle.report.macs_dense
+
+
+def test_a_mask_of_the_text_stays_whole_in_cross_attention():
+    pipe = BY_NAME["wan"].make()
+    attention = pipe.transformer.blocks[0].attn2
+    hidden, text = noise(2, 192, 32), noise(2, 6, 32, seed=1)
+    mask = (torch.arange(6) < torch.tensor([[6], [4]]))[:, None, None]  # (B, 1, 1, S)
+    expected = WanAttnProcessor()(attention, averaged(hidden, (1, 2)), text, mask)
+    with accelerate(pipe, [TemporalTokenMerging(cross_attention=True)]):
+        layout = TokenLayout(3, 8, 8)
+        attention.processor.tokens = TokenStep(layout, Frames((1, 2), layout), cross=True)
+        assert_close(attention(hidden, text, mask), repeated(expected, (1, 2)), 1e-5)
 
 
 @pytest.mark.parametrize("name", ["wan", "wan22_ti2v", "wan22_ti2v_image", "hunyuan_video", "hunyuan_i2v_replace"])
@@ -310,7 +324,7 @@ def test_radial_says_when_merging_leaves_it_no_step():
 
 
 def changes_of(pipe, calls, passes):
-    """How much neighbouring frames differ in latents - sigma * velocity, of each call of the transformer: (B, F - 1)."""
+    """How much neighbouring frames differ in latents - sigma * velocity, (B, F - 1) of each call of the transformer."""
     found = []
     for index, (_, _, given, (velocity, *_)) in enumerate(calls):
         latents = given["hidden_states"][:, : velocity.shape[1]]
@@ -407,6 +421,14 @@ def test_the_guard_forgets_between_runs_and_steps():
     assert torch.equal(*outputs)
 
 
+@pytest.mark.parametrize(("name", "sign"), [("wan", 1), ("hunyuan_video", 1), ("mochi", -1)])
+def test_the_clean_video_by_each_familys_velocity(name, sign):
+    """A model that knows the answer: velocity = noise - data, or in Mochi data - noise."""
+    data, gauss = noise(1, 4, 3, 8, 8), noise(1, 4, 3, 8, 8, seed=1)
+    velocity = sign * (gauss - data)
+    assert_close(load_families()[name].clean(0.3 * data + 0.7 * gauss, velocity, 0.7), data, 1e-6)
+
+
 def test_the_guard_uses_no_estimate_but_that_of_the_step_before():
     """A pass that was left out, or an earlier loop of steps in the same run, tells nothing."""
     runtime = bound(TemporalTokenMerging(motion_guard=0.5), wan_transformer())
@@ -424,7 +446,8 @@ def test_a_prediction_takes_the_guard_to_agree():
 
     model = read_model("fastdit/emoji-video")
     seen = [
-        profile(model, [TemporalTokenMerging(noise=(0, 1), motion_guard=guard)], Geometry(16, 16, 16, 3))
+        profile(model, [TemporalTokenMerging(noise=(0, 1), motion_guard=guard)], Geometry(16, 16, 16, 2))
         for guard in (0.1, None)
     ]
-    assert densities(seen[0]) == [1, 9 / 16, 9 / 16] and densities(seen[1]) == [9 / 16] * 3
+    assert densities(seen[0]) == [1, 9 / 16] and densities(seen[1]) == [9 / 16] * 2
+    assert seen[0].methods[NAME].note == "merged 3.5 of 7 groups of frames at most, as the guard decides in the run"

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from fastdit import BlockStreaming, FastDiTPipeline
 from fastdit.core.activations import peak_activations
-from fastdit.pipelines.forecast import Machine, forecast, measure, models_of
+from fastdit.pipelines.forecast import Machine, forecast, measure, parts_of
 from fastdit.pipelines.profiling import profile, read_model
 
 
@@ -16,7 +16,7 @@ from fastdit.pipelines.profiling import profile, read_model
 def test_the_plan_is_that_of_the_run(name, tmp_path):
     folder = saved(name, tmp_path)
     method = BlockStreaming(smallest_budgets(folder).prefetching)
-    parts = method.forecast(models_of(str(folder), read_model(str(folder)), torch.float32), torch.float32)
+    parts = method.forecast(parts_of(str(folder), read_model(str(folder)), torch.float32), torch.float32)
     weights = FastDiTPipeline.from_pretrained(folder, methods=[method])._fastdit.weights
     assert {part.label for part in parts} == {component.label for component in weights.components}
     for part, component in ((p, c) for p in parts for c in weights.components if p.label == c.label):

@@ -42,7 +42,7 @@ def fingerprint(pipe: Any) -> str:
     """
     import hashlib
 
-    from fastdit.pipelines.engine import transformers_of
+    from fastdit.pipelines.hosts import transformers_of
 
     digest = hashlib.sha256()
     for label, transformer in transformers_of(pipe).items():

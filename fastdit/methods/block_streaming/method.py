@@ -177,7 +177,9 @@ class StreamedWeights:
         raise RuntimeError(f"streamed weights are not in memory and cannot be saved: they are on disk in {folders}")
 
     def refuse_fusing(self, *args: Any, **kwargs: Any) -> None:
-        raise RuntimeError("a LoRA cannot be fused into weights that are on disk: leave it beside them, it acts the same")
+        raise RuntimeError(
+            "a LoRA cannot be fused into weights that are on disk: leave it beside them, it acts the same"
+        )
 
     @property
     def models(self) -> dict[str, nn.Module]:

@@ -23,7 +23,7 @@ REFUSED = {
 def open_pipeline(method: BlockStreaming, folder: Path, options: dict[str, Any]) -> StreamedWeights:
     """All models of a diffusers folder whose weights can be streamed, built without them.
 
-    `options` are those of `from_pretrained`: `dtype`, `variant`; models given there are left as they are. ValueError for
+    `options` are those of `from_pretrained`: `dtype`, `variant`; models given there stay as they are. ValueError for
     options that place or change weights, quantised checkpoints, and missing, truncated or foreign files.
     """
     for name, reason in REFUSED.items():

@@ -150,11 +150,14 @@ class TemporalRuntime:
         self.possible += merged_groups(whole)
         self.merged += sum(map(merged_groups, plan.groups)) / len(plan.groups)
         self.attended += sum(map(len, plan.groups)) / len(plan.groups)
-        self.report.note = f"{forward.layout.frames} latent frames attend as {self.attended / self.forwards:.3g} on average"
+        self.report.note = (
+            f"{forward.layout.frames} latent frames attend as {self.attended / self.forwards:.3g} on average"
+        )
         if self.guard is None:
             return
         possible, merged = self.possible / self.forwards, self.merged / self.forwards
-        self.report.note = f"merged {merged:.3g} of {possible:.3g} groups of frames on average"
+        predicted = " at most, as the guard decides in the run" if forward.device is None else " on average"
+        self.report.note = f"merged {merged:.3g} of {possible:.3g} groups of frames{predicted}"
         never = f"motion_guard={self.guard.threshold:g} kept all groups of frames apart: a higher one merges more"
         self.report.reason = "" if merged else never
 
