@@ -32,7 +32,7 @@ def print_forecast(model: str, loaded: Any, methods: Any, geometry: Any, report:
     held = max(part.held for part in found.parts)
     console.print(
         f"memory: weights at most {_size(held)}, activations of a transformer forward about {_size(found.activations)}"
-        "; interpreter and libraries (about 0.6 GiB) and the VAE's activations come on top",
+        "; interpreter and libraries (about 0.6 GiB) and the other models' activations come on top",
         highlight=False,
     )
     computing, reading = found.per_pass
@@ -42,8 +42,8 @@ def print_forecast(model: str, loaded: Any, methods: Any, geometry: Any, report:
         highlight=False,
     )
     console.print(
-        f"time: a transformer pass computes for {_time(computing)} and reads for {_time(reading)} meanwhile; the steps "
-        f"take about {_time(found.seconds)}, reading the other models {_time(found.reading)} more, computing them apart",
+        f"time: a transformer pass computes {_time(computing)} and reads {_time(reading)} meanwhile; the steps "
+        f"take about {_time(found.seconds)}, reading the other models {_time(found.reading)} more",
         highlight=False,
     )
 

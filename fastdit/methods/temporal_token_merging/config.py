@@ -30,10 +30,14 @@ class TemporalTokenMerging(Method):
         True, "begin the groups one frame later in each next step, so that no two frames attend as one in all of them; "
         "false: the same groups in every step, as published, which freezes motion inside them",
     )  # fmt: skip
-    cross_attention: bool = option(False, "merge the queries of cross-attention to the text too (little is saved)")
-    motion_guard: float | None = option(
-        None, "groups in which a frame differs by more from the one before stay apart; none: off", range=(0, None)
+    cross_attention: bool = option(
+        False, "merge the queries of cross-attention to the text too, which is about 5 % of a large video's work"
     )
+    motion_guard: float | None = option(
+        None, "groups stay apart in which a frame differs by more than this from the one before, by the step before's "
+        "estimate of the video and in units of its spread; the first step merges nothing then; unset: no guard",
+        range=(0, None),
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         checked_count("group", self.group, 1)
