@@ -1,5 +1,6 @@
 """Linear proportional leap: whether a velocity has settled, and the last latents that it leads to."""
 
+import math
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -34,6 +35,9 @@ class Settling:
 
         The first step only sets the best. Source: On-device Sora's code (arXiv 2502.04363).
         """
+        if not math.isfinite(cosine):  # a model that overflowed has not settled
+            self.waited = 0
+            return False
         if self.best is None or cosine > self.best + tolerance:
             self.best, self.waited = cosine, 0
         else:

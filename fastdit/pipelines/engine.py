@@ -161,27 +161,29 @@ class Engine:
         self._start_runtimes()
         self.counting = 0.0
         devices = cuda_devices(self._devices())
-        try:
-            self.running, began = True, time.perf_counter()
+        with contextlib.ExitStack() as after:  # every duty is done, last first, whatever becomes of the others
+            after.callback(self._start_runtimes)
+            after.callback(self.clock.reset)
+            for _, stepping in self.on_steps:
+                after.callback(stepping.close, self.report)
+            after.callback(self._complete_report, devices, time.perf_counter())
+            after.callback(clock_ledger.undo)
+            if self.weights is not None:
+                after.callback(self.weights.stop)
+            after.callback(setattr, self, "running", False)
+            self.running = True
             start_measuring(devices)
             self.clock.install(self.target.scheduler, clock_ledger, self._loop_begins)
             for _, stepping in self.on_steps:
                 stepping.open(self.clock, clock_ledger)
             yield self.report
-        finally:
-            self.running = False
-            clock_ledger.undo()
-            wait_for(devices)
-            if self.weights is not None:
-                self.weights.stop()
-            self.report.steps, self.report.steps_asked = self.clock.step_index, self.clock.num_steps
-            self.report.seconds = time.perf_counter() - began - self.counting
-            self.report.peak_memory = peak_memory(devices)
-            self._explain_idle()
-            for _, stepping in self.on_steps:
-                stepping.close(self.report)
-            self.clock.reset()
-            self._start_runtimes()
+
+    def _complete_report(self, devices: list[torch.device], began: float) -> None:
+        wait_for(devices)
+        self.report.steps, self.report.steps_asked = self.clock.step_index, self.clock.num_steps
+        self.report.seconds = time.perf_counter() - began - self.counting
+        self.report.peak_memory = peak_memory(devices)
+        self._explain_idle()
 
     def _loop_begins(self) -> None:
         for _, stepping in self.on_steps:

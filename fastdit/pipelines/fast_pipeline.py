@@ -208,8 +208,8 @@ class Handle:
     def restore(self) -> None:
         """Put everything back; calling it twice is allowed."""
         if not self._is_pipe:
-            self._engine.detach()
             self._engine.give_back()
+            self._engine.detach()
         elif isinstance(self._target, FastDiTPipeline) and self._target._fastdit is self._engine:
             restore(self._target)
 
@@ -229,8 +229,8 @@ def restore(target: Any) -> None:
     """Undo `accelerate` or FastDiTPipeline's methods on a pipeline (class included) or a transformer."""
     if isinstance(target, FastDiTPipeline):
         engine = target._fastdit
+        engine.give_back()  # first: where memory does not suffice, all stays as it was
         engine.detach()
-        engine.give_back()
         del target._fastdit, target._fastdit_call
         engine.identity.undo()
         return

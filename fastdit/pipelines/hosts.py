@@ -23,7 +23,7 @@ def transformers_of(pipe: Any) -> dict[str, nn.Module]:
 def models_of(target: Any) -> dict[str, nn.Module]:
     """Every model of a pipeline by component name."""
     found = transformers_of(target) if isinstance(target, nn.Module) else target.components
-    return {name: part for name, part in found.items() if isinstance(part, nn.Module)}
+    return {name: getattr(part, "_orig_mod", part) for name, part in found.items() if isinstance(part, nn.Module)}
 
 
 @dataclass

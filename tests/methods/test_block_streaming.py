@@ -124,6 +124,10 @@ def test_lora(wan, budgets):
     assert torch.equal(BY_NAME["wan"].call(pipe), expected) and not torch.equal(expected, dense_output("wan"))
     with pytest.raises(RuntimeError, match="cannot be fused into weights that are on disk"):
         pipe.fuse_lora()
+    pipe.set_methods([BlockStreaming(budgets.least)])
+    assert torch.equal(BY_NAME["wan"].call(pipe), expected)
+    pipe.restore()
+    assert torch.equal(BY_NAME["wan"].call(pipe), expected)
     pipe.unload_lora_weights()
     assert torch.equal(BY_NAME["wan"].call(pipe), dense_output("wan"))
 
@@ -192,8 +196,32 @@ def test_giving_back_more_than_fits_is_refused(wan, budgets, monkeypatch):
     monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": 1000}))
     with pytest.raises(MemoryError, match="keep BlockStreaming among the methods"):
         pipe.restore()
+    with pytest.raises(MemoryError, match="keep BlockStreaming among the methods"):
+        restore(pipe)
     assert pipe.methods == (BlockStreaming(budgets.prefetching),)
     assert torch.equal(BY_NAME["wan"].call(pipe), dense_output("wan"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_whole_pipeline_with_text_encoder_and_vae(dtype, monkeypatch):
+    monkeypatch.setattr("fastdit.methods.block_streaming.rows.LARGE", 50_000)  # the tied table of words goes by rows
+    call = {"num_frames": 5, "num_inference_steps": 2, "output_type": "pt"}
+
+    def draw(methods):
+        pipe = FastDiTPipeline.from_pretrained("fastdit/emoji-video", methods=methods, dtype=dtype)
+        made = [pipe("a rocket moving up", generator=torch.Generator().manual_seed(0), **call).frames for _ in "ab"]
+        assert torch.equal(*made)
+        return made[0], pipe
+
+    dense, _ = draw([])
+    least, prefetching = smallest_budgets("fastdit/emoji-video", dtype=dtype)
+    for budget in (least, prefetching, "25%", "100%"):
+        out, pipe = draw([BlockStreaming(budget)])
+        assert torch.equal(out, dense)
+        report = pipe.report.methods["block_streaming"]
+        assert report.peak_weights <= weights_of(pipe).division.budget
+        assert (report.bytes_read == 0) == (budget == "100%"), "the second run reads nothing where all fits"
+        assert bool(weights_of(pipe).division.tables) == (budget != "100%")
 
 
 def test_repeated_runs_grow_nothing(wan, budgets):

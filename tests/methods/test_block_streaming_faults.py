@@ -109,8 +109,11 @@ def test_quantised_checkpoint(folder):
         load(folder)
 
 
-def test_other_offloading_is_refused_when_the_run_begins(pipe):
-    pipe.transformer.enable_group_offload(torch.device("cpu"), offload_type="leaf_level")
+def test_other_offloading_is_refused(pipe):
+    with pytest.raises(RuntimeError, match="cannot be moved, cast or offloaded by itself"):
+        pipe.transformer.enable_group_offload(torch.device("cpu"), offload_type="leaf_level")
+    assert torch.equal(BY_NAME["wan"].call(pipe), dense_output("wan"))
+    pipe.transformer._hf_hook = object()  # as accelerate marks what it moves
     with pytest.raises(RuntimeError, match="transformer is streamed from disk already: remove the other offloading"):
         BY_NAME["wan"].call(pipe)
 
@@ -135,6 +138,36 @@ def test_saving_and_casting_are_refused(pipe, tmp_path):
         pipe.to("meta")
     pipe.to("cpu", torch.float32)
     assert torch.equal(BY_NAME["wan"].call(pipe), dense_output("wan"))
+
+
+def test_parts_are_not_moved_alone(pipe):
+    with pytest.raises(RuntimeError, match="move the whole model"):
+        pipe.transformer.blocks[0].half()
+
+
+def test_adapters_that_read_weights_are_refused(pipe):
+    from peft import LoraConfig
+
+    pipe.transformer.add_adapter(LoraConfig(r=2, target_modules=["to_q"], use_dora=True))
+    with pytest.raises(RuntimeError, match="use a plain LoRA, or load without BlockStreaming"):
+        BY_NAME["wan"].call(pipe)
+
+
+def test_a_failed_restore_streams_on(pipe, monkeypatch):
+    read, left = os.preadv, [5]
+
+    def failing(*args):
+        left[0] -= 1
+        if not left[0]:
+            raise OSError(5, "Input/output error")
+        return read(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "preadv", failing)
+        with pytest.raises(OSError, match="Input/output error"):
+            pipe.restore()
+    assert torch.equal(BY_NAME["wan"].call(pipe), dense_output("wan"))
+    assert pipe.report.methods["block_streaming"].bytes_read > 0
 
 
 def test_backward_is_refused(pipe):
@@ -166,11 +199,14 @@ def test_a_disk_error_in_mid_run(pipe, monkeypatch):
 
 def test_a_file_cut_in_mid_run(folder):
     pipe = load(folder, smallest_budgets(folder).prefetching)
-    held = shards(folder)[0].read_bytes()
+    held, stamp = shards(folder)[0].read_bytes(), shards(folder)[0].stat()
     os.truncate(shards(folder)[0], 1000)
-    with pytest.raises(OSError, match="has been cut since it was opened"):
+    with pytest.raises(OSError, match="has changed since the pipeline was loaded: load the pipeline again"):
         BY_NAME["wan"].call(pipe)
     shards(folder)[0].write_bytes(held)
+    with pytest.raises(OSError, match="has changed"):  # nobody knows that it is the same again
+        BY_NAME["wan"].call(pipe)
+    os.utime(shards(folder)[0], ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
     assert torch.equal(BY_NAME["wan"].call(pipe), dense_output("wan"))
 
 

@@ -48,6 +48,9 @@ def _files(folder: Path, variant: str | None) -> list[Path]:
             single = folder / f"{stem}{suffix}.safetensors"
             if single.is_file():
                 return [single]
+    variants = {path.name.split(".")[-2] for stem in STEMS for path in folder.glob(f"{stem}.*.safetensors")}
+    if variant is None and len(variants) == 1:
+        return _files(folder, variants.pop())
     other = sorted(path.name for path in folder.glob("*.bin")) if folder.is_dir() else []
     found = f"only {', '.join(other)}, which cannot be read in parts" if other else "no weights"
     raise ValueError(f"{folder} holds {found}: block streaming reads .safetensors files; save the model again as such")

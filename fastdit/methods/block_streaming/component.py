@@ -2,18 +2,16 @@
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from fastdit.methods.block_streaming.checkpoint import Entry
 from fastdit.methods.block_streaming.loader import Buffer, Loader
 from fastdit.methods.block_streaming.residency import Residency, plan_residency
-from fastdit.methods.block_streaming.units import Unit, cut
-from fastdit.models.base import family_of
+from fastdit.methods.block_streaming.units import Unit
 
 AHEAD = 2  # units that are read ahead
 
@@ -29,9 +27,9 @@ class Flight:
 class Component:
     """A model cut into units. Only the computing thread touches it; the loader's thread only fills buffers."""
 
-    def __init__(self, label: str, module: nn.Module, entries: Mapping[nn.Parameter, Entry], loader: Loader) -> None:
+    def __init__(self, label: str, module: nn.Module, units: list[Unit], core: Unit, loader: Loader) -> None:
         self.label, self.module, self.loader = label, module, loader
-        self.units, self.core = cut(module, entries, called_alone(module))
+        self.units, self.core = units, core
         self.residency: Residency | None = None  # None: nothing is reserved, every unit is on disk
         self.waited = 0.0
         self.reads = 0
@@ -144,7 +142,9 @@ class Component:
 
     def _recall(self) -> None:
         """Get a buffer back from a unit that was expected and did not come."""
-        unit = next(unit for unit in reversed(self.flights) if unit not in self.kept)
+        unit = next((unit for unit in reversed(self.flights) if unit not in self.kept), None)
+        if unit is None:
+            raise RuntimeError(f"{self.label}: units run inside of each other, and one buffer cannot hold two of them")
         flight = self.flights.pop(unit)
         _finish(flight.future)
         self.free.append(flight.buffer)
@@ -170,14 +170,6 @@ class Component:
                 unit.empty()
         self._reset()
         self.residency = None
-
-
-def called_alone(module: nn.Module) -> tuple[str, ...]:
-    """What a transformer's family tells; text encoders and VAEs have none."""
-    try:
-        return family_of(module).called_alone
-    except ValueError:
-        return ()
 
 
 def _finish(future: "Future[None]") -> None:

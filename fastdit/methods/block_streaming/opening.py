@@ -10,8 +10,9 @@ from torch import nn
 from fastdit.methods.block_streaming.checkpoint import Entry
 from fastdit.methods.block_streaming.config import BlockStreaming
 from fastdit.methods.block_streaming.construct import construct, find_entries, model_class, refuse_quantised
-from fastdit.methods.block_streaming.method import Sources, StreamedWeights, check_placement
+from fastdit.methods.block_streaming.method import Sources, StreamedWeights
 from fastdit.methods.block_streaming.reading import Files
+from fastdit.methods.block_streaming.state import check_placement
 
 REFUSED = {
     "device_map": "it places weights itself; give the device by pipe.to(...)",
@@ -38,7 +39,7 @@ def open_pipeline(method: BlockStreaming, folder: Path, options: dict[str, Any])
         if cls is not None:
             part = folder / label
             model, found = construct(cls, part, _dtype(options, label), options.get("variant"))
-            sources[label] = model, part, found
+            sources[label] = model, part, by_parameter(model, found)
             _load_buffers(model, found)
     return StreamedWeights(method, sources)
 
@@ -50,7 +51,8 @@ def adopt(method: BlockStreaming, parts: dict[str, nn.Module]) -> StreamedWeight
             "block_streaming acts while a model is loaded, and this one is in memory already: give it to "
             "FastDiTPipeline.from_pretrained(...), or name the folder of these weights by source="
         )
-    source, sources = Path(method.source).expanduser(), {}
+    source = Path(method.source).expanduser()
+    sources: Sources = {}
     if not source.is_dir():
         raise ValueError(f"source {method.source} is no folder: give the folder that the model was loaded from")
     whole = (source / "model_index.json").is_file()
@@ -62,10 +64,16 @@ def adopt(method: BlockStreaming, parts: dict[str, nn.Module]) -> StreamedWeight
         refuse_quantised(part)
         found = find_entries(module, part)
         _compare(label, module, found)
-        sources[label] = module, part, found
+        sources[label] = module, part, by_parameter(module, found)
     if not sources:
         raise ValueError(f"source {source} holds none of {', '.join(parts)}: give the folder of these weights")
     return StreamedWeights(method, sources)
+
+
+def by_parameter(module: nn.Module, found: dict[str, Entry]) -> dict[nn.Parameter, Entry]:
+    """Entries by the parameter object itself, which stays the same when adapters rename it."""
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+    return {parameters[name]: entry for name, entry in found.items() if name in parameters}
 
 
 def _dtype(options: dict[str, Any], label: str) -> torch.dtype:

@@ -6,7 +6,8 @@ cache; so files are read by offset into reused buffers, and the system is told t
 
 import os
 import threading
-from collections.abc import Sequence
+import weakref
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,20 +26,18 @@ class Cancelled(Exception):
 
 
 class Files:
-    """Checkpoint files, opened when first read; `close` closes them all, and later reads open them again."""
+    """Checkpoint files, opened when first read and closed by `close`, or when nobody has this object any more.
 
-    def __init__(self, drop_cache: bool = True) -> None:
-        self.drop_cache = drop_cache
+    `stamps` tell size and time of change that each file must still have.
+    """
+
+    def __init__(self, drop_cache: bool = True, stamps: Mapping[Path, tuple[int, int]] | None = None) -> None:
+        self.drop_cache, self.stamps = drop_cache, stamps or {}
         self.cancelled = threading.Event()
         self.bytes_read = 0
         self._open: dict[Path, int] = {}
         self._lock = threading.Lock()
-
-    def close(self) -> None:
-        with self._lock:
-            for descriptor in self._open.values():
-                os.close(descriptor)
-            self._open.clear()
+        self.close = weakref.finalize(self, _close, self._open)
 
     def read(self, wanted: Sequence[tuple[Entry, Tensor]]) -> None:
         """Fill each target tensor (contiguous, on the CPU, of the entry's shape) from the file, converting its dtype.
@@ -99,9 +98,25 @@ class Files:
                     self._open[file] = os.open(file, os.O_RDONLY | getattr(os, "O_BINARY", 0))
                 except OSError as error:
                     raise OSError(f"cannot read weights from {file}: {error.strerror or error}") from error
+                if self.stamps.get(file, stamp(file)) != stamp(file):
+                    raise OSError(f"{file} has changed since the pipeline was loaded: load the pipeline again")
                 if hasattr(os, "posix_fadvise"):  # long stretches: read ahead in large pieces, 3 times faster when cold
                     os.posix_fadvise(self._open[file], 0, 0, os.POSIX_FADV_SEQUENTIAL)
             return self._open[file]
+
+
+def stamp(file: Path) -> tuple[int, int]:
+    """Size and time of the last change: what tells one state of a file from another."""
+    found = file.stat()
+    return found.st_size, found.st_mtime_ns
+
+
+def _close(descriptors: dict[Path, int]) -> None:
+    while descriptors:
+        os.close(descriptors.popitem()[1])
+
+
+_seeking = threading.Lock()
 
 
 def _read_at(descriptor: int, views: list[memoryview], offset: int, file: Path) -> int:
@@ -109,9 +124,10 @@ def _read_at(descriptor: int, views: list[memoryview], offset: int, file: Path) 
     try:
         if hasattr(os, "preadv"):
             done = os.preadv(descriptor, views, offset)
-        else:  # Windows: the descriptor's position is ours alone, as one thread reads at a time
-            os.lseek(descriptor, offset, os.SEEK_SET)
-            data = os.read(descriptor, len(views[0]))
+        else:  # Windows
+            with _seeking:
+                os.lseek(descriptor, offset, os.SEEK_SET)
+                data = os.read(descriptor, len(views[0]))
             views[0][: len(data)] = data
             done = len(data)
     except OSError as error:
