@@ -43,7 +43,7 @@ def print_forecast(model: str, loaded: Any, methods: Any, geometry: Any, report:
     )
     console.print(
         f"time: a transformer pass computes {_time(computing)} and reads {_time(reading)} meanwhile; the steps "
-        f"take about {_time(found.seconds)}, reading the other models {_time(found.reading)} more",
+        f"take about {_time(found.seconds)}, reading every weight once {_time(found.reading)}",
         highlight=False,
     )
 

@@ -64,8 +64,8 @@ class Method:
         """For the stage "load": what it would hold and read of models that are on the meta device, in this dtype."""
         raise NotImplementedError
 
-    def foresee(self, noises: Sequence[float]) -> tuple[int, str]:
-        """For the stage "step": how many steps of a run are sure to be left, without a run, and a note on that."""
+    def foresee(self, noises: Sequence[float], held: int = 0) -> tuple[int, str]:
+        """For the stage "step": how many steps of a run are made for sure, and a note; `held` are of high noise alone."""
         raise NotImplementedError
 
     def missing(self, family: ModelFamily) -> frozenset[str]:

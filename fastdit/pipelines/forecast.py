@@ -32,7 +32,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class RunForecast:
-    """Bytes and seconds: `seconds` of the transformer's steps, `reading` of reading all other models."""
+    """Bytes and seconds: `seconds` of the transformer's steps, `reading` of reading every weight once."""
 
     parts: list[PartForecast]
     activations: int
@@ -56,11 +56,11 @@ def forecast(
     seconds = sum(
         row.passes * max(read, row.macs_executed / row.passes / machine.computing) for row in report.rows if row.passes
     )
-    others = sum(part.weights for part in parts if part not in denoising) / machine.reading
+    once = sum(part.weights for part in parts) / machine.reading
     batch = 2 if loaded.family.guidance == "batched" else 1
     inputs = loaded.family.inputs(loaded.transformer.config, batch, geometry.frames, geometry.height, geometry.width)
     activations = peak_activations(loaded.transformer, inputs, dtype)
-    return RunForecast(parts, activations, (computing, read), seconds, others)
+    return RunForecast(parts, activations, (computing, read), seconds, once)
 
 
 def parts_of(model: str, loaded: ModelConfig, dtype: Any) -> dict[str, Any]:

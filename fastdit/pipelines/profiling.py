@@ -39,6 +39,7 @@ class ModelConfig:
     frame_scale: int
     usual: dict[str, int]
     scheduler: Any = None
+    boundary: float = float("inf")  # noise from which on a transformer of its own is at work (Wan 2.2)
 
     def geometry(self, height: int | None, width: int | None, num_frames: int | None, steps: int | None) -> Geometry:
         """Latent geometry of pixels and frames; ValueError names a size that does not divide."""
@@ -66,7 +67,8 @@ def read_model(model: str) -> ModelConfig:
     with torch.device("meta"):
         transformer = family.transformer_class.from_config(data["config"]).eval()  # type: ignore[attr-defined]
     frame_scale = data.get("frame_scale", 1)
-    return ModelConfig(transformer, family, data["vae_scale"], frame_scale, data, data.get("scheduler"))
+    boundary = data.get("boundary") or float("inf")
+    return ModelConfig(transformer, family, data["vae_scale"], frame_scale, data, data.get("scheduler"), boundary)
 
 
 def _from_pipeline(path: str | Path) -> dict[str, Any]:
@@ -87,6 +89,7 @@ def _from_pipeline(path: str | Path) -> dict[str, Any]:
         "class": part[1],
         "config": config,
         "scheduler": scheduler,
+        "boundary": index.get("boundary_ratio"),
         "vae_scale": scale,
         "frame_scale": vae.get("scale_factor_temporal", vae.get("temporal_compression_ratio", 4)),
         **{name: usual[name] for name in ("height", "width", "num_frames")},
@@ -130,7 +133,7 @@ def profile(model: ModelConfig, methods: Sequence[Method], geometry: Geometry, g
     levels = noise_schedule(model, geometry.steps)
     report = RunReport(steps=len(levels), steps_asked=len(levels))
     for method in on_steps:
-        steps, note = method.foresee(levels)
+        steps, note = method.foresee(levels, sum(noise >= model.boundary for noise in levels))
         report.steps = min(report.steps, steps)
         report.methods[method.name] = MethodReport(density=steps / len(levels), note=note)
     for method, runtime in zip(methods, runtimes, strict=True):

@@ -99,8 +99,8 @@ class LinearProportionalLeap(Method):
             f"needs one and patience={self.patience} more before the last one: raise noise or take more steps"
         )
 
-    def foresee(self, noises: Sequence[float]) -> tuple[int, str]:
-        reason, earliest = self.idle(noises), self.earliest(noises)
+    def foresee(self, noises: Sequence[float], held: int = 0) -> tuple[int, str]:
+        reason, earliest = self.idle(noises, held), self.earliest(noises, held)
         if reason or earliest is None:
             return len(noises), reason or ""
         fewer = f"{len(noises) / earliest:.2f}x fewer steps"
