@@ -1,6 +1,7 @@
 """The parts of BlockStreaming: models built without weights, files read by offset, which units stay."""
 
 from itertools import pairwise
+from pathlib import Path
 
 import diffusers
 import pytest
@@ -13,9 +14,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from fastdit import BlockStreaming
-from fastdit.methods.block_streaming.checkpoint import read_entries, read_header
+from fastdit.methods.block_streaming.checkpoint import Entry, read_entries, read_header
 from fastdit.methods.block_streaming.construct import construct
-from fastdit.methods.block_streaming.reading import CHUNK, Files
+from fastdit.methods.block_streaming.reading import CHUNK, PAGE, Files, page_aligned
 from fastdit.methods.block_streaming.residency import plan_residency, spread
 from fastdit.methods.block_streaming.rows import RowEmbedding
 from fastdit.methods.block_streaming.units import called_modules, cut
@@ -99,16 +100,21 @@ def test_reading_any_tensors_in_any_dtype(data, tmp_path_factory):
         assert torch.equal(target, tensors[name].to(target.dtype))
 
 
-def test_reading_more_than_one_system_call_takes(tmp_path, monkeypatch):
+@pytest.mark.parametrize("short", [False, True])
+@pytest.mark.parametrize("drop_cache", [False, True])
+@pytest.mark.parametrize("shift", [0, 64])
+def test_reading_more_than_one_system_call_takes(short, drop_cache, shift, tmp_path, monkeypatch):
     import os
 
     whole, read = torch.arange(CHUNK // 2 + 5, dtype=torch.float32), os.preadv
     save_file({"a": whole, "b": whole.to(torch.bfloat16)}, tmp_path / "x.safetensors")
-    monkeypatch.setattr(
-        os, "preadv", lambda d, views, at: read(d, [views[0][: len(views[0]) // 3 + 1]], at)
-    )  # short reads
-    entries, files = read_header(tmp_path / "x.safetensors"), Files()
-    same, cast = torch.empty_like(whole), torch.empty_like(whole)
+    if short:
+        monkeypatch.setattr(
+            os, "preadv", lambda d, views, at: read(d, [views[0][: len(views[0]) // 3 + 1]], at)
+        )  # short reads
+    entries, files = read_header(tmp_path / "x.safetensors"), Files(drop_cache)
+    first = (entries["a"].start + shift) % PAGE  # aligned as in the file, or not
+    same, cast = page_aligned(whole.nbytes + PAGE)[first:][: whole.nbytes].view(torch.float32), torch.empty_like(whole)
     files.read([(entries["a"], same), (entries["b"], cast)])
     files.close()
     assert torch.equal(same, whole) and torch.equal(cast, whole.to(torch.bfloat16).float())
@@ -158,14 +164,15 @@ def test_units_and_what_belongs_to_none():
     model = Model()
     names = [name for name, _ in called_modules(model)]
     assert names == ["embed.0", "embed.1", "inner.blocks.0", "inner.blocks.1", "inner.tied", "norm"]
-    units, core = cut(model, dict.fromkeys(model.parameters()))
+    entries = dict.fromkeys(model.parameters(), Entry(Path(), 0, 0, torch.float32, ()))
+    units, core = cut(model, entries)
     assert {unit.name for unit in units} == {"embed.1", "inner.blocks.0", "inner.blocks.1", "norm"}
     assert {parameter for parameter, _ in core.tensors} == {
         model.table,
         model.inner.scale,
         *model.embed[0].parameters(),
     }
-    alone = cut(model, dict.fromkeys(model.parameters()), ["inner.blocks.0.1"])[1]
+    alone = cut(model, entries, ["inner.blocks.0.1"])[1]
     assert set(model.inner.blocks[0][1].parameters()) <= {parameter for parameter, _ in alone.tensors}
 
 

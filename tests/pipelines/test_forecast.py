@@ -40,7 +40,9 @@ def test_seconds_go_with_the_slower_of_reading_and_computing():
     read = slow_disk.parts[0].read
     assert read > 1e9 and slow_disk.seconds == pytest.approx(4 * read / 1e8)
     assert slow_core.seconds == pytest.approx(report.macs_executed / 1e9)
-    with pytest.raises(ValueError, match=r"memory_budget 10MiB is 10.0 MiB, and the largest block \(transformer.blocks"):
+    with pytest.raises(
+        ValueError, match=r"memory_budget 10MiB is 10.0 MiB, and the largest block \(transformer.blocks"
+    ):
         forecast("Wan2.1-T2V-1.3B", loaded, BlockStreaming("10MiB"), geometry, report, torch.bfloat16, Machine(1, 1))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastdit.methods.block_streaming.reading import Files
+from fastdit.methods.block_streaming.reading import Files, page_aligned
 from fastdit.methods.block_streaming.units import Unit
 
 
@@ -23,7 +23,8 @@ class Buffer:
 
     @classmethod
     def of(cls, nbytes: int, device: torch.device) -> "Buffer":
-        buffer = cls(torch.empty(nbytes, dtype=torch.uint8, device=device))
+        on_cpu = device.type == "cpu"
+        buffer = cls(page_aligned(nbytes) if on_cpu else torch.empty(nbytes, dtype=torch.uint8, device=device))
         buffer.release()  # the allocator may hand out memory that queued kernels still read
         return buffer
 
@@ -105,7 +106,7 @@ class Loader:
     def _through_pinned(self, unit: Unit, entries: list, buffer: Buffer, files: Files) -> None:
         device, pinned = buffer.data.device, self._pinned
         if pinned is None or len(pinned) < unit.nbytes:
-            pinned = self._pinned = torch.empty(unit.nbytes, dtype=torch.uint8, pin_memory=True)
+            pinned = self._pinned = page_aligned(unit.nbytes, pin_memory=True)
         if device not in self._streams:
             self._streams[device] = torch.cuda.Stream(device)
         stream, pinned = self._streams[device], pinned[: unit.nbytes]

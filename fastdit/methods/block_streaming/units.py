@@ -7,8 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from fastdit.methods.block_streaming.checkpoint import Entry
+from fastdit.methods.block_streaming.reading import PAGE
 
-ALIGNMENT = 64  # bytes: where each tensor begins in a buffer
+ALIGNMENT = 64  # bytes: where each small tensor begins in a buffer
+DIRECT = 1 << 20  # bytes of a tensor from which on it is read straight into place
 CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)  # their items are called, in a Sequential too
 
 
@@ -19,20 +21,24 @@ class Unit:
     name: str
     module: nn.Module
     tensors: list[tuple[nn.Parameter, Entry]] = field(default_factory=list)
+    starts: list[int] = field(default_factory=list)  # where each begins in a buffer
     nbytes: int = 0
     loaded: bool = False
 
     def add(self, parameter: nn.Parameter, entry: Entry) -> None:
+        start, size = self.nbytes, parameter.numel() * parameter.element_size()
+        if entry.dtype == parameter.dtype and size >= DIRECT and entry.start % entry.dtype.itemsize == 0:
+            start += (entry.start - start) % PAGE  # aligned as in the file, so that it can be read straight into place
         self.tensors.append((parameter, entry))
-        self.nbytes += aligned(parameter.numel() * parameter.element_size())
+        self.starts.append(start)
+        self.nbytes = -(-(start + size) // ALIGNMENT) * ALIGNMENT
 
     def views(self, buffer: Tensor) -> list[Tensor]:
-        """Each parameter's place in a buffer of bytes, in its own dtype and shape."""
-        views, start = [], 0
-        for parameter, _ in self.tensors:
+        """Each parameter's place in a page-aligned buffer of bytes, in its own dtype and shape."""
+        views = []
+        for (parameter, _), start in zip(self.tensors, self.starts, strict=True):
             size = parameter.numel() * parameter.element_size()
             views.append(buffer[start : start + size].view(parameter.dtype).view(parameter.shape))
-            start += aligned(size)
         return views
 
     def fill(self, buffer: Tensor) -> None:
@@ -46,10 +52,6 @@ class Unit:
         for parameter, _ in self.tensors:
             parameter.data = placeholder(parameter.shape, parameter.dtype, parameter.device)
         self.loaded = False
-
-
-def aligned(size: int) -> int:
-    return -(-size // ALIGNMENT) * ALIGNMENT
 
 
 def placeholder(shape: torch.Size, dtype: torch.dtype, device: torch.device | str) -> Tensor:
