@@ -65,7 +65,7 @@ class Method:
         raise NotImplementedError
 
     def foresee(self, noises: Sequence[float], held: int = 0) -> tuple[int, str]:
-        """For the stage "step": how many steps of a run are made for sure, and a note; `held` are of high noise alone."""
+        """For the stage "step": how many steps of a run are made for sure, and a note; the first `held` must be."""
         raise NotImplementedError
 
     def missing(self, family: ModelFamily) -> frozenset[str]:

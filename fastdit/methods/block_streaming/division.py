@@ -63,8 +63,8 @@ def _check(method: BlockStreaming, budget: int, fixed: int, parts: dict[str, tup
         raise ValueError(
             f"memory_budget {method.memory_budget} is {size_text(budget)}, and the largest block ({name}, "
             f"{size_text(largest)}) does not fit beside what always stays ({size_text(fixed)}): memory_budget="
-            f"{-(-(fixed + largest) // 1024)}KiB is the smallest that works, {-(-(fixed + 2 * largest) // 1024)}KiB the "
-            "smallest that reads while it computes"
+            f"{-(-(fixed + largest) // 1024)}KiB is the smallest that works, {-(-(fixed + 2 * largest) // 1024)}KiB "
+            "the smallest that reads while it computes"
         )
 
 

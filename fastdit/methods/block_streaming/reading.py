@@ -73,7 +73,7 @@ class Files:
             target[first : first + count].copy_(piece.view(entry.dtype))
 
     def _fill(self, file: Path, start: int, target: Tensor) -> None:
-        """Read the bytes of a file from `start` on into a tensor of bytes, past the system's cache where it lets one."""
+        """Read the bytes of a file from `start` on into a tensor of bytes, past the system's cache if it can be."""
         if self.drop_cache and hasattr(os, "O_DIRECT") and file not in self._cached_only:
             try:
                 self._fill_directly(file, start, target)
