@@ -31,7 +31,8 @@ class BlockStreaming(Method):
     )  # fmt: skip
     source: str | None = option(None, "folder of the weights, for a pipeline that is loaded already")
     drop_cache: bool = option(
-        True, "keep what was read out of the system's cache; false: read through it, for slow disks and much free memory"
+        True,
+        "keep what was read out of the system's cache; false: read through it, for slow disks and much free memory",
     )
 
     def __post_init__(self) -> None:

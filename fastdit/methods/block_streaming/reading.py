@@ -21,6 +21,7 @@ from fastdit.methods.block_streaming.checkpoint import Entry
 
 PAGE = 4096  # what places in files, addresses and sizes of direct reads are multiples of
 CHUNK = 16 << 20  # bytes of one system call: after each a waiting Ctrl-C is heard
+LARGE = 256 << 20  # bytes of a file from which on it is read past the cache: small pieces are quicker through it
 DETOUR = 256 << 10  # bytes read at once where file and memory are not aligned alike; a multiple of PAGE
 STAGE = 8 << 20  # bytes of the stage through which tensors go that change their dtype
 
@@ -74,7 +75,8 @@ class Files:
 
     def _fill(self, file: Path, start: int, target: Tensor) -> None:
         """Read the bytes of a file from `start` on into a tensor of bytes, past the system's cache if it can be."""
-        if self.drop_cache and hasattr(os, "O_DIRECT") and file not in self._cached_only:
+        direct = self.drop_cache and hasattr(os, "O_DIRECT") and file not in self._cached_only
+        if direct and file.stat().st_size >= LARGE:
             try:
                 self._fill_directly(file, start, target)
                 return
