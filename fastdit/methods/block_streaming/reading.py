@@ -58,6 +58,8 @@ class Files:
                 self._fill(entry.file, entry.start, target.reshape(-1).view(torch.uint8))
             elif entry.nbytes:
                 self._convert(entry, target.view(-1), stage)
+        if self.drop_cache:
+            self._forget([entry for entry, _ in wanted])
 
     def rows(self, entry: Entry, rows: Sequence[int], target: Tensor) -> None:
         """Fill target (len(rows), C) with these rows of a matrix."""
@@ -88,9 +90,15 @@ class Files:
         while done < len(target):
             self._look_up()
             done += _read_at(descriptor, memory[done : done + CHUNK], start + done, file)
-        if self.drop_cache and hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(descriptor, start, done, os.POSIX_FADV_DONTNEED)
         self.bytes_read += done
+
+    def _forget(self, entries: Sequence[Entry]) -> None:
+        """Have the system drop from its cache what lies between first and last of these: once, as it is slow."""
+        for file in {entry.file for entry in entries} if hasattr(os, "posix_fadvise") else ():
+            mine = [entry for entry in entries if entry.file == file]
+            if (descriptor := self._open.get((file, False))) is not None:
+                start, end = mine[0].start, mine[-1].start + mine[-1].nbytes
+                os.posix_fadvise(descriptor, start, end - start, os.POSIX_FADV_DONTNEED)
 
     def _fill_directly(self, file: Path, start: int, target: Tensor) -> None:
         """The same, whole pages straight into place where file and memory are aligned alike, the rest by a detour."""
