@@ -11,6 +11,8 @@ _HOMES = {
     "restore": "fastdit.pipelines",
     "Recipe": "fastdit.pipelines",
     "TokenMerging": "fastdit.methods.token_merging",
+    "DyDiT": "fastdit.methods.dydit",
+    "FlexDiT": "fastdit.methods.flexdit",
     "LinearProportionalLeap": "fastdit.methods.linear_proportional_leap",
     "RadialAttention": "fastdit.methods.radial_attention",
     "TemporalTokenMerging": "fastdit.methods.temporal_token_merging",
@@ -18,11 +20,14 @@ _HOMES = {
     "NothingAccelerated": "fastdit.core.errors",
 }
 __all__ = ["FastDiTPipeline", "NothingAccelerated", "Recipe", "accelerate", "restore"]
-__all__ += ["BlockStreaming", "LinearProportionalLeap", "RadialAttention", "TemporalTokenMerging", "TokenMerging"]
+__all__ += ["BlockStreaming", "DyDiT", "FlexDiT", "LinearProportionalLeap", "RadialAttention", "TemporalTokenMerging"]
+__all__ += ["TokenMerging"]
 
 if TYPE_CHECKING:
     from fastdit.core.errors import NothingAccelerated
     from fastdit.methods.block_streaming import BlockStreaming
+    from fastdit.methods.dydit import DyDiT
+    from fastdit.methods.flexdit import FlexDiT
     from fastdit.methods.linear_proportional_leap import LinearProportionalLeap
     from fastdit.methods.radial_attention import RadialAttention
     from fastdit.methods.temporal_token_merging import TemporalTokenMerging

@@ -6,9 +6,13 @@ A new method adds its row here and nothing else; `tests/matrix` does the rest.
 from dataclasses import dataclass, field
 from typing import Any
 
-from fastdit import BlockStreaming, LinearProportionalLeap, RadialAttention, TemporalTokenMerging, TokenMerging
+from fastdit import BlockStreaming, FlexDiT, LinearProportionalLeap, RadialAttention, TemporalTokenMerging, TokenMerging
 from fastdit.attention.processor import ProcessorWrapper
 from fastdit.methods.base import Method
+from fastdit.methods.dydit import DyDiT
+from fastdit.methods.dydit.tokens import TokenRouting
+from fastdit.methods.dydit.width import Slot
+from fastdit.methods.flexdit.blocks import GridBlock, PooledAttention
 from fastdit.methods.linear_proportional_leap.method import LeapingStep
 from fastdit.methods.token_merging.block import MergedBlock
 
@@ -43,7 +47,9 @@ class Row:
     steps: int = 2
 
 
+GRID, POOLED = (GridBlock, "__call__"), (PooledAttention, "__call__")
 ATTENTION, BLOCK, STEP = (ProcessorWrapper, "run"), (MergedBlock, "__call__"), (LeapingStep, "__call__")
+ROUTING, SLICED = (TokenRouting, "decide"), (Slot, "__call__")
 
 TABLE: dict[str, Row] = {
     "token_merging": Row(
@@ -109,6 +115,46 @@ TABLE: dict[str, Row] = {
             ("drop_cache", "no"),
         ),
         clashes=((BlockStreaming(), BlockStreaming("1GiB")),),
+    ),
+    "flexdit": Row(  # its neutral setting installs nothing: tests/methods/test_flexdit.py
+        neutral=(),
+        active=(
+            Setting(FlexDiT(pooling=0, modules=1, sparse=0, dense=0, rate=0.75), GRID),
+            Setting(FlexDiT(pooling=0, modules=1, sparse=0, dense=0), GRID),
+            Setting(FlexDiT(pooling=2, modules=0), POOLED),
+        ),
+        falling=(
+            FlexDiT(pooling=0, modules=0),
+            *(FlexDiT(pooling=0, modules=1, sparse=0, dense=0, rate=rate) for rate in (0.5, 0.75, 0.9)),
+        ),
+        command_lines={
+            "flexdit": FlexDiT(),
+            "flexdit:pooling=1,modules=2,sparse=2,dense=0,rate=0.44:0.61": FlexDiT(
+                pooling=1, modules=2, sparse=2, dense=0, rate=(0.44, 0.61)
+            ),
+            "flexdit:checkpoint=out/flexdit,grid=8": FlexDiT(checkpoint="out/flexdit", grid=8),
+        },
+        bad=(
+            ("pooling", -1),
+            ("pooling", True),
+            ("modules", 1.5),
+            ("sparse", "three"),
+            ("dense", -1),
+            ("rate", 1),
+            ("rate", -0.1),
+            ("rate", (0.9, 0.5)),
+            ("rate", (0.1, 0.2, 0.3)),
+            ("rate", "high"),
+            ("rate", float("nan")),
+            ("rate", True),
+            ("grid", 0),
+            ("grid", 2.5),
+        ),
+        clashes=(
+            (FlexDiT(), FlexDiT(pooling=1)),
+            (FlexDiT(), TokenMerging()),
+            (FlexDiT(), TokenMerging(scope="block")),
+        ),
     ),
     "radial_attention": Row(
         neutral=(Setting(RadialAttention(dense_share=1.0, dense_layers=0), ATTENTION),),
@@ -224,5 +270,41 @@ TABLE: dict[str, Row] = {
             (TemporalTokenMerging(), TokenMerging(scope="block")),
             (TemporalTokenMerging(noise=(0, 1)), RadialAttention()),
         ),
+    ),
+    "dydit": Row(
+        neutral=(Setting(DyDiT(), ROUTING),),
+        active=(
+            Setting(DyDiT(tokens=0.5), ROUTING),
+            Setting(DyDiT(heads=0.5, channels=0.5, tokens=0.75), SLICED),
+            Setting(DyDiT(route="width", channels=0.5), SLICED),
+        ),
+        falling=tuple(DyDiT(tokens=share) for share in (1, 0.75, 0.5, 0.25)),
+        command_lines={
+            "dydit": DyDiT(),
+            "dydit:checkpoint=runs/dydit-0.5,capacity=trained,tie-guidance=true": DyDiT(
+                checkpoint="runs/dydit-0.5", capacity="trained", tie_guidance=True
+            ),
+            "dydit:heads=0.75,channels=0.75,tokens=0.6,slice_memory=0": DyDiT(
+                heads=0.75, channels=0.75, tokens=0.6, slice_memory=0
+            ),
+            "dydit:route=tokens,capacity=0.5,guidance-channels=3": DyDiT(
+                route="tokens", capacity=0.5, guidance_channels=3
+            ),
+        },
+        bad=(
+            ("route", "depth"),
+            *((name, value) for name in ("heads", "channels", "tokens") for value in (0, 1.5, -1, float("nan"), True)),
+            ("tokens", "half"),
+            ("capacity", 0),
+            ("capacity", 2),
+            ("capacity", "most"),
+            ("capacity", "trained"),  # without a checkpoint
+            ("tie_guidance", 1),
+            ("guidance_channels", 0),
+            ("guidance_channels", 1.5),
+            ("slice_memory", -1),
+            ("slice_memory", "1GiB"),
+        ),
+        clashes=((DyDiT(), DyDiT(tokens=0.5)), (DyDiT(), TokenMerging(scope="block"))),
     ),
 }

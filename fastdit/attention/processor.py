@@ -30,9 +30,11 @@ class ProcessorWrapper:
         self.original, self.rotary = original, rotary
         self.tokens: TokenStep | tuple[TokenStep | None, ...] | None = None
         self.kernel: Attention | None = None  # stands in for the scaled-dot-product call inside the original
+        self.queries: Attention | None = None  # the same with some queries only, where no kernel and no tokens are given
 
     def run(self, attn: Any, args: tuple, kwargs: dict) -> Any:
-        if self.tokens is None and self.kernel is None:
+        kernel = self.kernel or self.queries
+        if self.tokens is None and kernel is None:
             return self.original(attn, *args, **kwargs)
         arguments = {**dict(zip(self.names, args, strict=False)), **kwargs}
         original = functools.partial(self.original, attn)
@@ -40,8 +42,8 @@ class ProcessorWrapper:
             return attend_each(original, arguments, self.tokens, self.rotary, self.describe)
         if self.tokens is not None:
             return attend(original, arguments, self.tokens, self.rotary, self.describe)
-        assert self.kernel is not None
-        return call_swapped(original, arguments, self.kernel, self.describe)
+        assert kernel is not None
+        return call_swapped(original, arguments, kernel, self.describe)
 
     def describe(self) -> str:
         backend = getattr(self.original, "_attention_backend", None)

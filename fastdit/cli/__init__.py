@@ -5,7 +5,7 @@ import sys
 
 import typer
 
-from fastdit.cli import compare, env, generate, methods, models, profile
+from fastdit.cli import compare, convert, env, generate, methods, models, profile, train
 from fastdit.cli import eval as evaluation
 
 app = typer.Typer(
@@ -20,7 +20,9 @@ app.command("compare")(compare.compare)
 app.command("methods")(methods.methods)
 app.command("models")(models.models)
 app.command("profile")(profile.profile)
+app.command("train")(train.train)
 app.command("env")(env.env)
+app.add_typer(convert.app, name="convert")
 app.add_typer(evaluation.app, name="eval")
 
 

@@ -33,4 +33,5 @@ def models(
         table.add_row(family.title, family.transformer_class.__name__, *fits, "; ".join(family.quirks))
     console.print(table)
     console.print("bundled models: " + ", ".join(zoo.names()), highlight=False)
+    console.print("bundled adapters: " + (", ".join(zoo.adapters()) or "none"), highlight=False)
     console.print("configs for fastdit profile: " + ", ".join(names()), highlight=False)

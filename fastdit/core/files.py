@@ -1,8 +1,9 @@
-"""Files appear whole or not at all: written under a temporary name, on the disk, then renamed."""
+"""Files and folders appear whole or not at all: written under a temporary name, on the disk, then renamed."""
 
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,38 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> Path:
         raise OSError(f"{path} could not be written: {error}") from error
     finally:
         temporary.unlink(missing_ok=True)
+    return path
+
+
+def write_folder(path: Path, write: Callable[[Path], Any]) -> Path:
+    """Let `write(temporary)` fill a folder beside `path`, then put it in the place of `path`; OSError names `path`.
+
+    What was there before is removed once the new folder is in place, and stays as it was if anything fails.
+    """
+    target = path.resolve()  # behind a link, so that the link stays
+    temporary = target.with_name(f".{secrets.token_hex(6)}")
+    old = temporary.with_name(temporary.name + ".old")
+    try:
+        if target.exists() and not target.is_dir():
+            raise NotADirectoryError("a file of that name is there")
+        temporary.mkdir(parents=True)
+        write(temporary)
+        for file in filter(Path.is_file, temporary.rglob("*")):
+            with open(file, "rb+") as opened:
+                os.fsync(opened.fileno())
+        if target.exists():
+            target.rename(old)
+        temporary.rename(target)
+    except BaseException as error:
+        if old.exists() and not target.exists():
+            old.rename(target)
+        if isinstance(error, OSError) or type(error).__name__ == "SafetensorError":  # its own word for a full disk
+            raise OSError(f"{path} could not be written: {error}") from error
+        raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if target.exists():
+            shutil.rmtree(old, ignore_errors=True)
     return path
 
 

@@ -62,6 +62,10 @@ class PatchLedger:
         hooks = handle.hooks_dict_ref
         self._entries.append(_Entry(what, handle.remove, lambda: handle.id in (hooks() or {})))
 
+    def record(self, what: str, undo: Callable[[], None], holds: Callable[[], bool] = lambda: True) -> None:
+        """Keep the way back of a change of another kind, that was just made."""
+        self._entries.append(_Entry(what, undo, holds))
+
     def verify(self) -> None:
         """Raise RuntimeError naming the first object whose patch somebody removed or replaced."""
         for entry in self._entries:

@@ -34,6 +34,11 @@ class MethodReport:
         self._rows += calls * density
         self.density = self._rows / self.calls if self.calls else None
 
+    def correct(self, calls: int, difference: float) -> None:
+        """Change the density that was booked with the last `calls` calls by a difference."""
+        self._rows += calls * difference
+        self.density = self._rows / self.calls if self.calls else None
+
 
 @dataclass
 class StepRow:

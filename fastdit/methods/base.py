@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from fastdit.core.ledger import PatchLedger
 from fastdit.core.registry import Registry, discover
 from fastdit.core.schedule import Schedule
 from fastdit.methods.runtime import Host, PartForecast, Runtime, StepRuntime, Weights
@@ -16,7 +17,10 @@ STAGES: tuple[Stage, ...] = ("load", "step", "block tokens", "attention tokens",
 
 
 def option(default: Any, help: str, **about: Any) -> Any:
-    """A dataclass field with its advice; `choices=` or `range=` are shown by `fastdit methods`."""
+    """A dataclass field with its advice; `choices=` or `range=` are shown by `fastdit methods`.
+
+    `path=True`: a value that begins with "." is, in a file, relative to that file's folder.
+    """
     return dataclasses.field(default=default, metadata={"help": help, **about})
 
 
@@ -47,6 +51,13 @@ class Method:
     def bind(self, host: Host) -> Runtime:
         """What carries the method out on one transformer."""
         raise NotImplementedError
+
+    def bring_weights(self, host: Host, ledger: PatchLedger) -> None:
+        """Change the host's own weights, where the method brings some; they stay while it is set aside by `dense()`."""
+
+    def dense_reason(self) -> str | None:
+        """Why there is no dense form of a host under this method, or None."""
+        return None
 
     def bind_steps(self, pipe: Any) -> StepRuntime:
         """What carries a method of the stage "step" out on a pipeline; ValueError where this one has no such steps."""
@@ -89,8 +100,8 @@ class Method:
         return {"method": self.name, "version": self.version, **values}
 
     @staticmethod
-    def from_dict(data: dict[str, Any]) -> "Method":
-        """The method of a description; errors name the field and the mend."""
+    def from_dict(data: dict[str, Any], folder: Path | None = None) -> "Method":
+        """The method of a description, which a file in `folder` holds; errors name the field and the mend."""
         if not isinstance(data, dict) or not isinstance(data.get("method"), str):
             raise ValueError(f"a method is an object with the key 'method', one of: {', '.join(load_methods())}")
         data = dict(data)
@@ -100,6 +111,10 @@ class Method:
             raise ValueError(f"{cls.name}: version must be a whole number of at least 1, got {version!r}")
         if version > cls.version:
             raise ValueError(f"{cls.name} is of version {version}, this fastdit knows {cls.version}: update fastdit")
+        for field in dataclasses.fields(cls) if folder is not None else ():
+            value = data.get(field.name)
+            if field.metadata.get("path") and isinstance(value, str) and value.startswith("."):
+                data[field.name] = str((folder / value).resolve())
         return cls.of(**data)
 
     @classmethod

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -28,6 +28,7 @@ class Host:
     family: ModelFamily
     wrappers: list[ProcessorWrapper] = field(default_factory=list)
     cross_wrappers: list[ProcessorWrapper] = field(default_factory=list)  # where a method needs "cross_attention"
+    kept: dict[Any, Any] = field(default_factory=dict)  # what methods keep while `dense()` sets them aside
     reduced: set[int] = field(default_factory=set)  # blocks whose attention sees fewer tokens in the forward to come
 
     def blocks(self) -> list[tuple[str, nn.Module, BlockGroup]]:
@@ -46,6 +47,9 @@ class Forward:
     pass_index: int = 0
     device: torch.device | None = None
     dtype: torch.dtype = torch.float32
+    timestep: torch.Tensor | None = None  # (B,) as the transformer takes it
+    guided: bool = False  # the batch is the two halves of one guidance
+    training: bool = False  # gradients are wanted
 
 
 def idle_reasons(runtimes: Sequence[Runtime], layout: TokenLayout, noises: Sequence[float]) -> list[str | None]:
@@ -93,6 +97,17 @@ class Runtime(Protocol):
 
     def book(self, plan: Any, forward: Forward) -> float:
         """Enter the plan in the report; returns the density for the step's row."""
+
+
+@runtime_checkable
+class DataDependent(Protocol):
+    """A runtime whose cost is known only once a forward is over."""
+
+    def settle(self) -> tuple[int, float]:
+        """MACs that the last forward did not do although its plan counts them, and the density that came out.
+
+        Asked for once after each forward.
+        """
 
 
 class Weights(Protocol):

@@ -1,9 +1,10 @@
 """ModelFamily: everything fastdit must know about a diffusers transformer class, as data."""
 
 import inspect
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from operator import attrgetter
 from typing import Any, Literal
 
@@ -22,6 +23,9 @@ OFFERS = {  # what a family may offer to methods
     "flow": "a prediction of the velocity (flow matching), on which a sample moves in straight lines",
     "video": "attention over frames, rows and columns at once",
     "cross_attention": "an attention to the text apart from self-attention, whose queries may be fewer",
+    "dynamic_width": "self-attention and feed-forward layers whose heads and channels may be left out",
+    "dynamic_tokens": "a feed-forward layer, or a whole parallel branch, that tokens may pass by",
+    "token_grid": "blocks without rotary rows that may run on another grid of tokens, with keys of a second one",
 }
 
 
@@ -33,6 +37,10 @@ class BlockGroup:
     where it is one of its own; `hidden_states` the block's argument of that name, `output` the index of the hidden
     states in a tuple that it returns. `rotary`, `per_token` and `mask` name the block's arguments that hold rotary
     rows, a (B, N, ...) modulation and a mask over all tokens, where the block has them.
+
+    `attention_norm` is the path of the norm before self-attention. `feed_forward` is the path of diffusers' FeedForward,
+    `feed_forward_norm` that of the norm whose input is the stream that the feed-forward's result is added to. In a
+    `parallel` block attention and MLP run side by side: `proj_mlp`, `act_mlp`, and `proj_out` over both results.
     """
 
     path: str
@@ -43,6 +51,10 @@ class BlockGroup:
     per_token: str | None = None
     mask: str | None = None
     cross_attention: str | None = None
+    attention_norm: str = "norm1"
+    feed_forward: str | None = None
+    feed_forward_norm: str | None = None
+    parallel: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,6 +75,10 @@ class ModelFamily:
     the side of a patch in latent pixels; `defaults(pipe)` gives call arguments that the pipeline needs for this model.
     `ready_skeleton` changes what cannot run on the meta device in the private copy that MACs are counted on. `quirks`
     are told to the user by `fastdit models`.
+
+    `time_embedder(transformer)` is (projection, embedder): what embeds the timestep alone, without class, text or
+    guidance; `time_factor` is what the transformer multiplies its timestep by before. `guided(arguments)` tells whether the batch of a forward is two halves of one guidance. `norm_over_heads`: the norms
+    of queries and keys run over all heads at once. `text_routing`: what tokens may pass by hangs on the text as well.
     """
 
     name: str
@@ -82,6 +98,11 @@ class ModelFamily:
     patch: Callable[[Any], int] = lambda config: config.patch_size
     defaults: Callable[[Any], dict[str, Any]] = lambda pipe: {}
     ready_skeleton: Callable[[nn.Module], None] = lambda skeleton: None
+    time_embedder: Callable[[nn.Module], tuple[nn.Module, nn.Module]] | None = None
+    time_factor: float = 1.0
+    guided: Callable[[Arguments], bool] = lambda arguments: False
+    norm_over_heads: bool = False
+    text_routing: bool = False
     called_alone: tuple[str, ...] = ()  # modules inside of blocks that the transformer calls besides the blocks
     quirks: tuple[str, ...] = field(default=())
 
@@ -116,6 +137,39 @@ class ModelFamily:
         """Arguments of a transformer forward by name."""
         return {**dict(zip(self._parameters, args, strict=False)), **kwargs}
 
+    def timestep(self, arguments: Arguments) -> torch.Tensor:
+        """The timestep of each sample (B,) as the transformer takes it; of tokens that differ, the noisiest counts."""
+        batch = arguments["hidden_states"].shape[0]
+        timestep = torch.as_tensor(arguments["timestep"]).detach()
+        if timestep.ndim == 2:  # one for each token (Wan 2.2 TI2V)
+            timestep = timestep.amax(1)
+        return timestep.reshape(-1).expand(batch)
+
+    def time_embedding(
+        self, transformer: nn.Module, timestep: torch.Tensor, dtype: torch.dtype | None = None
+    ) -> torch.Tensor:
+        """The embedding of timesteps (B,) alone, (B, C), where the embedder's weights are; `dtype` computes the model."""
+        assert self.time_embedder is not None
+        project, embedder = self.time_embedder(transformer)
+        weight = next(embedder.parameters())
+        # hooks that cast weights on their way bring them to the model's dtype
+        hooked = any("_diffusers_hook" in vars(module) for module in embedder.modules())
+        projected = project(timestep.to(weight.device) * self.time_factor)
+        embedded: torch.Tensor = embedder(projected.to(dtype if hooked and dtype is not None else weight.dtype))
+        return embedded
+
+    def time(self, timestep: torch.Tensor) -> torch.Tensor:
+        """Timesteps as shares t / T in [0, 1], where 1 is pure noise."""
+        scale = self.timestep_scale if self.prediction == "flow" else 1000.0
+        share = (timestep.float() / scale).clamp(0, 1)
+        return 1 - share if self.timestep_rises else share
+
+    def time_of(self, noise: float) -> float:
+        """The share t / T at a noise level in [0, 1], where the timestep itself is not known."""
+        if self.prediction == "flow":
+            return noise
+        return min(bisect_left(_noise_of_timesteps(), noise), 999) / 1000
+
     def noise(self, arguments: Arguments) -> float:
         """Noise in [0, 1] by the timestep of a forward outside any run, in this family's own convention."""
         timestep = torch.as_tensor(arguments["timestep"]).float().max().cpu()
@@ -132,6 +186,13 @@ class ModelFamily:
         """
         sign = -1 if self.timestep_rises else 1
         return latents.float() - sign * noise * prediction.float()
+
+
+@cache
+def _noise_of_timesteps() -> list[float]:
+    """Noise of each of the 1000 timesteps of DiT's and PixArt's training schedule, rising."""
+    betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
+    return vp_noise(torch.cumprod(1 - betas, 0), torch.arange(1000))
 
 
 FAMILIES: Registry[ModelFamily] = Registry("model family")

@@ -15,6 +15,21 @@ def _layout(transformer: Any, arguments: Any) -> TokenLayout:
     return TokenLayout(1, height // patch, width // patch)
 
 
+def _time_embedder(transformer: Any) -> tuple[Any, Any]:
+    """Block 0 speaks for all: each block owns a copy of the same embedder."""
+    embed = transformer.transformer_blocks[0].norm1.emb
+    return embed.time_proj, embed.timestep_embedder
+
+
+def _guided(arguments: Any) -> bool:
+    """The pipeline's batch is [classes, no class]; the class after the last stands for none, and is not drawn else."""
+    labels = arguments["class_labels"]  # (B,)
+    if labels is None or len(labels) % 2 or labels.is_meta:
+        return False
+    first, second = labels.chunk(2)
+    return bool((second == second[0]).all() and (second[0] > first).all())
+
+
 def _inputs(config: Any, batch: int, frames: int, height: int, width: int) -> dict[str, Any]:
     return {
         "hidden_states": torch.empty(batch, config.in_channels, height, width),
@@ -28,11 +43,13 @@ DIT = register_family(
         name="dit",
         title="DiT",
         transformer_class=DiTTransformer2DModel,
-        groups=(BlockGroup("transformer_blocks", "attn1"),),
+        groups=(BlockGroup("transformer_blocks", "attn1", feed_forward="ff", feed_forward_norm="norm3"),),
         layout=_layout,
         inputs=_inputs,
-        offers=frozenset({"tokens", "one_sdpa"}),
+        offers=frozenset({"tokens", "one_sdpa", "dynamic_width", "dynamic_tokens", "token_grid"}),
         prediction="epsilon",
+        time_embedder=_time_embedder,
+        guided=_guided,
         called_alone=("transformer_blocks.0.norm1.emb",),
         quirks=(
             "the prompt is an ImageNet class name or id; pictures are square, of the model's own size",

@@ -26,6 +26,11 @@ def _layout(transformer: Any, arguments: Any) -> TokenLayout:
     return TokenLayout(1, height, width, text_length=arguments["encoder_hidden_states"].shape[1], text="first")
 
 
+def _time_embedder(transformer: Any) -> tuple[Any, Any]:
+    embed = transformer.time_text_embed
+    return embed.time_proj, embed.timestep_embedder
+
+
 def _inputs(config: Any, batch: int, frames: int, height: int, width: int) -> dict[str, Any]:
     height, width = height // 2, width // 2  # 2x2 latent pixels are packed into a token
     rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
@@ -46,14 +51,23 @@ FLUX = register_family(
         title="FLUX.1",
         transformer_class=FluxTransformer2DModel,
         groups=(
-            BlockGroup("transformer_blocks", "attn", output=1, rotary="image_rotary_emb"),
-            BlockGroup("single_transformer_blocks", "attn", output=1, rotary="image_rotary_emb"),
+            BlockGroup(
+                "transformer_blocks", "attn", output=1, rotary="image_rotary_emb", feed_forward="ff",
+                feed_forward_norm="norm2",
+            ),
+            BlockGroup(
+                "single_transformer_blocks", "attn", output=1, rotary="image_rotary_emb", attention_norm="norm",
+                parallel=True,
+            ),
         ),
         layout=_layout,
         inputs=_inputs,
-        offers=frozenset({"tokens", "one_sdpa"}),
+        offers=frozenset({"tokens", "one_sdpa", "dynamic_tokens"}),
         rotary=Rotary("image_rotary_emb"),
         guidance="embedded",
+        time_embedder=_time_embedder,
+        time_factor=1000.0,
+        text_routing=True,
         timestep_scale=1.0,  # the pipeline passes t / 1000
         flow_shift=3.0,
         patch=lambda config: 2,  # the pipeline packs 2x2 latent pixels

@@ -24,6 +24,11 @@ def _layout(transformer: Any, arguments: Any) -> TokenLayout:
     )
 
 
+def _time_embedder(transformer: Any) -> tuple[Any, Any]:
+    embed = transformer.time_text_embed
+    return embed.time_proj, embed.timestep_embedder
+
+
 def _inputs(config: Any, batch: int, frames: int, height: int, width: int) -> dict[str, Any]:
     return {
         "hidden_states": torch.empty(batch, config.in_channels, frames, height, width),
@@ -41,14 +46,21 @@ HUNYUAN_VIDEO = register_family(
         title="HunyuanVideo",
         transformer_class=HunyuanVideoTransformer3DModel,
         groups=(
-            BlockGroup("transformer_blocks", "attn", rotary="freqs_cis", mask="attention_mask"),
-            BlockGroup("single_transformer_blocks", "attn", rotary="image_rotary_emb", mask="attention_mask"),
+            BlockGroup(
+                "transformer_blocks", "attn", rotary="freqs_cis", mask="attention_mask", feed_forward="ff",
+                feed_forward_norm="norm2",
+            ),
+            BlockGroup(
+                "single_transformer_blocks", "attn", rotary="image_rotary_emb", mask="attention_mask",
+                attention_norm="norm", parallel=True,
+            ),
         ),
         layout=_layout,
         inputs=_inputs,
-        offers=frozenset({"tokens", "one_sdpa", "video"}),
+        offers=frozenset({"tokens", "one_sdpa", "video", "dynamic_width", "dynamic_tokens"}),
         rotary=Rotary("image_rotary_emb"),
         guidance="embedded",
+        time_embedder=_time_embedder,
         flow_shift=7.0,
         causal_frames=True,
         quirks=(

@@ -17,6 +17,21 @@ def _layout(transformer: Any, arguments: Any) -> TokenLayout:
     return TokenLayout(1, height // patch, width // patch)
 
 
+def _time_embedder(transformer: Any) -> tuple[Any, Any]:
+    """Without resolution and aspect ratio, which `adaln_single` may add."""
+    embed = transformer.adaln_single.emb
+    return embed.time_proj, embed.timestep_embedder
+
+
+def _guided(arguments: Any) -> bool:
+    """The pipeline's batch is the same latents twice, [no text, text]."""
+    latents = arguments["hidden_states"]  # (B, C, H, W)
+    if len(latents) % 2 or latents.is_meta:
+        return False
+    first, second = latents.chunk(2)
+    return torch.equal(first, second)
+
+
 def _inputs(config: Any, batch: int, frames: int, height: int, width: int) -> dict[str, Any]:
     micro = config.use_additional_conditions
     if micro is None:  # diffusers' own rule
@@ -45,11 +60,13 @@ PIXART = register_family(
         name="pixart",
         title="PixArt-alpha, PixArt-Sigma",
         transformer_class=PixArtTransformer2DModel,
-        groups=(BlockGroup("transformer_blocks", "attn1"),),
+        groups=(BlockGroup("transformer_blocks", "attn1", feed_forward="ff", feed_forward_norm="norm2"),),
         layout=_layout,
         inputs=_inputs,
-        offers=frozenset({"tokens", "one_sdpa"}),
+        offers=frozenset({"tokens", "one_sdpa", "dynamic_width", "dynamic_tokens", "token_grid"}),
         prediction="epsilon",
+        time_embedder=_time_embedder,
+        guided=_guided,
         defaults=_defaults,
         quirks=("use_resolution_binning is off by default unless the sample size is 32, 64 or 128 with an 8x VAE",),
     )

@@ -15,6 +15,11 @@ def _layout(transformer: Any, arguments: Any) -> TokenLayout:
     return TokenLayout(frames // p_t, height // p_h, width // p_w)
 
 
+def _time_embedder(transformer: Any) -> tuple[Any, Any]:
+    embed = transformer.condition_embedder
+    return embed.timesteps_proj, embed.time_embedder
+
+
 def _inputs(config: Any, batch: int, frames: int, height: int, width: int) -> dict[str, Any]:
     return {
         "hidden_states": torch.empty(batch, config.in_channels, frames, height, width),
@@ -29,12 +34,19 @@ WAN = register_family(
         name="wan",
         title="Wan 2.1, Wan 2.2",
         transformer_class=WanTransformer3DModel,
-        groups=(BlockGroup("blocks", "attn1", rotary="rotary_emb", per_token="temb", cross_attention="attn2"),),
+        groups=(
+            BlockGroup(
+                "blocks", "attn1", rotary="rotary_emb", per_token="temb", cross_attention="attn2", feed_forward="ffn",
+                feed_forward_norm="norm3",
+            ),
+        ),
         layout=_layout,
         inputs=_inputs,
-        offers=frozenset({"tokens", "one_sdpa", "video", "cross_attention"}),
+        offers=frozenset({"tokens", "one_sdpa", "video", "cross_attention", "dynamic_width", "dynamic_tokens"}),
         rotary=Rotary("rotary_emb", axis=1),
         guidance="two passes",
+        time_embedder=_time_embedder,
+        norm_over_heads=True,
         flow_shift=5.0,
         causal_frames=True,
         patch=lambda config: config.patch_size[1],

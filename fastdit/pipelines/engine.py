@@ -19,7 +19,7 @@ from fastdit.core.ledger import PatchLedger
 from fastdit.core.memory import cuda_devices, peak_memory, start_measuring, wait_for
 from fastdit.core.report import MethodReport, RunReport
 from fastdit.methods.base import Method
-from fastdit.methods.runtime import Forward, Host, StepRuntime, Weights, carry_out, idle_reasons
+from fastdit.methods.runtime import DataDependent, Forward, Host, StepRuntime, Weights, carry_out, idle_reasons
 from fastdit.models.base import family_of
 from fastdit.pipelines.checks import attention_backends, check_backend, check_sharding, checked, note_cache
 from fastdit.pipelines.counter import MacCounter, bind
@@ -67,6 +67,10 @@ class Engine:
                 hook = torch.compiler.disable(functools.partial(self._before_forward, item))
                 handle = module.register_forward_pre_hook(hook, with_kwargs=True)
                 self.watching.add_hook(handle, f"{name}'s forward hook")
+                after = torch.compiler.disable(functools.partial(self._after_forward, item))
+                self.watching.add_hook(module.register_forward_hook(after), f"{name}'s hook after a forward")
+                for method in self.on_transformers:
+                    method.bring_weights(host, self.watching)
             self._install()
             self._hold_weights()
             self.report = self._new_report()
@@ -136,6 +140,8 @@ class Engine:
         if self.set_aside:  # dense() inside dense()
             yield
             return
+        for reason in filter(None, (method.dense_reason() for method in self.methods)):
+            raise RuntimeError(reason)
         self._uninstall()
         for item in self.attached:
             item.runtimes = []
@@ -189,6 +195,10 @@ class Engine:
         for _, stepping in self.on_steps:
             stepping.start()
 
+    def renew_report(self) -> None:
+        """Begin a new report; for who calls a bare transformer without end."""
+        self.report = self._new_report()
+
     def _new_report(self) -> RunReport:
         report = RunReport()
         for method in self.methods:
@@ -241,15 +251,19 @@ class Engine:
         in_run = noise is not None
         if in_run:
             clock.next_pass()
+        hidden_states = arguments["hidden_states"]
         forward = Forward(
             layout=layout,
-            batch=arguments["hidden_states"].shape[0],
+            batch=hidden_states.shape[0],
             noise=family.noise(arguments) if noise is None else noise,
             step_index=clock.step_index if in_run else -1,
             num_steps=clock.num_steps,
             pass_index=max(clock.pass_index, 0),
-            device=arguments["hidden_states"].device,
-            dtype=arguments["hidden_states"].dtype,
+            device=hidden_states.device,
+            dtype=hidden_states.dtype,
+            timestep=family.timestep(arguments),
+            guided=family.guided(arguments),
+            training=module.training and torch.is_grad_enabled(),
         )
         if in_run and report.evaluations == 0:
             self._refuse_nothing(forward)
@@ -262,6 +276,14 @@ class Engine:
         row = report.book(forward.step_index, forward.noise, dense, executed)
         for method, runtime, plan in zip(self.on_transformers, item.runtimes, plans, strict=False):
             row.density[method.name] = runtime.book(plan, forward)
+
+    def _after_forward(self, item: Attached, *_: Any) -> None:
+        """Take out of the count what a forward turned out not to do."""
+        for method, runtime in zip(self.on_transformers, item.runtimes, strict=False):
+            if isinstance(runtime, DataDependent) and self.report.rows:
+                spared, self.report.rows[-1].density[method.name] = runtime.settle()
+                self.report.rows[-1].macs_executed -= spared
+                self.report.macs_executed -= spared
 
     def _count(
         self, item: Attached, args: tuple, kwargs: dict[str, Any], plans: list[Any], forward: Forward

@@ -31,8 +31,8 @@ class Recipe:
         }
 
     @classmethod
-    def from_dict(cls, data: Any, where: str = "recipe") -> "Recipe":
-        """The recipe of parsed JSON; ValueError names the file, the field and the mend."""
+    def from_dict(cls, data: Any, where: str = "recipe", folder: Path | None = None) -> "Recipe":
+        """The recipe of parsed JSON, of a file in `folder`; ValueError names the file, the field and the mend."""
         if not isinstance(data, dict) or "fastdit_recipe" not in data:
             raise ValueError(f"{where} is not a fastdit recipe: it needs the key 'fastdit_recipe' with its version")
         if not isinstance(data["fastdit_recipe"], int) or not 1 <= data["fastdit_recipe"] <= VERSION:
@@ -44,7 +44,7 @@ class Recipe:
         if not isinstance(data.get("methods"), list) or not isinstance(data.get("call", {}), dict):
             raise ValueError(f"{where}: 'methods' must be a list and 'call' an object")
         try:
-            methods = tuple(Method.from_dict(entry) for entry in data["methods"])
+            methods = tuple(Method.from_dict(entry, folder) for entry in data["methods"])
         except (ValueError, TypeError) as error:
             raise ValueError(f"{where}: {error}") from None
         return cls(methods, data.get("call", {}), str(data.get("note", "")))
@@ -63,7 +63,7 @@ class Recipe:
             data = json.loads(path.read_text(encoding="utf-8"))
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"recipe {path} is not valid JSON: {error}") from None
-        return cls.from_dict(data, f"recipe {path}")
+        return cls.from_dict(data, f"recipe {path}", path.parent)
 
     def save(self, path: str | Path) -> None:
         """Write the file whole or not at all."""

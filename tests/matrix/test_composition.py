@@ -74,6 +74,8 @@ def test_a_need_that_a_family_lacks_is_one_error_naming_both(name):
             accelerate(tiny.make(), [method])
     expected = {
         "block_streaming": set(),
+        "dydit": {"latte", "mochi", "flux"},
+        "flexdit": {t.name for t in TINY if t.family not in ("dit", "pixart")},
         "linear_proportional_leap": {t.name for t in TINY if t.family in OF_NOISE},
         "radial_attention": {t.name for t in TINY if t.family not in VIDEO},
         "temporal_token_merging": {t.name for t in TINY if t.family not in VIDEO},

@@ -15,7 +15,7 @@ MAY_IMPORT = {  # besides itself
     "ops": {"core.registry"},
     "models": {"core"},
     "attention": {"core", "ops", "models"},
-    "methods": {"core", "ops", "models", "attention"},
+    "methods": {"core", "ops", "models", "attention", "zoo"},
     "pipelines": LOWER | {"zoo"},
     "training": LOWER | {"pipelines", "zoo"},
     "evaluation": {"core"},

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from diffusers.hooks import apply_group_offloading
-from helpers import BY_NAME, assert_close, pairs, settings_in_forwards
+from helpers import assert_close, home, pairs, settings_in_forwards
 
 from fastdit import accelerate
 
@@ -91,7 +91,7 @@ def test_group_offload_before_attaching(tiny, setting):
 @SETTINGS
 def test_group_offload_after_attaching_works_or_says_what_to_do(setting):
     """diffusers' hooks replace the blocks' forward, over ours: set_methods puts them in order again."""
-    tiny = BY_NAME["wan"]
+    tiny = home(setting, "wan", "pixart_alpha")
     pipe = tiny.make()
     handle = accelerate(pipe, [setting.method])
     expected = tiny.call(pipe, steps=2)

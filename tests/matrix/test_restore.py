@@ -10,6 +10,7 @@ from helpers import (
     assert_same_objects,
     dense_output,
     first_settings,
+    home,
     pairs,
     settings_in_forwards,
     snapshot,
@@ -89,8 +90,8 @@ def test_restore_after_a_block_fails_in_mid_step(tiny, setting):
 
 @ACTIVE
 def test_restore_after_the_scheduler_fails(setting, monkeypatch):
-    tiny = BY_NAME["wan"]
-    pipe, dense = tiny.make(), dense_output("wan")
+    tiny = home(setting, "wan", "pixart_alpha")
+    pipe, dense = tiny.make(), dense_output(tiny.name)
     handle = accelerate(pipe, [setting.method])
     with monkeypatch.context() as patch:
         hook = raise_on(2, RuntimeError("boom"))
@@ -107,7 +108,7 @@ def test_restore_after_the_scheduler_fails(setting, monkeypatch):
 @ACTIVE
 def test_nothing_of_a_run_is_kept(setting):
     """Matchings, layouts and token steps go when the run ends: no tensor made in the run is alive after it."""
-    tiny = BY_NAME["hunyuan_video"]
+    tiny = home(setting, "hunyuan_video", "dit")
     pipe = tiny.make()
     with accelerate(pipe, [setting.method]):
         for batch in (1, 1):  # the first run fills the caches per shape
@@ -117,6 +118,7 @@ def test_nothing_of_a_run_is_kept(setting):
         gc.collect()
         left = [x for x in gc.get_objects() if torch.is_tensor(x) and id(x) not in before and x.device.type != "meta"]
     mine = {id(value) for value in vars(pipe.scheduler).values()} | {id(out)}
+    left = [x for x in left if x.data_ptr() != out.data_ptr()]  # what a numpy output is a view of
     shapes = [tuple(x.shape) for x in left if id(x) not in mine and x.numel() > 8]
     assert not shapes
 

@@ -1,0 +1,1 @@
+"""Fine-tuning of the trained methods: data, objectives, and the trainer."""
