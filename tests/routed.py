@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 
 from fastdit import DyDiT, accelerate
-from fastdit.methods.dydit.method import DyDiTPlan
+from fastdit.methods.dydit.plan import DyDiTPlan
 
 ROUTED = ("dit", "pixart_alpha", "wan", "wan22_ti2v_image", "hunyuan_video", "hunyuan_i2v_replace", "flux")
 

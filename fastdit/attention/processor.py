@@ -30,7 +30,9 @@ class ProcessorWrapper:
         self.original, self.rotary = original, rotary
         self.tokens: TokenStep | tuple[TokenStep | None, ...] | None = None
         self.kernel: Attention | None = None  # stands in for the scaled-dot-product call inside the original
-        self.queries: Attention | None = None  # the same with some queries only, where no kernel and no tokens are given
+        self.queries: Attention | None = (
+            None  # the same with some queries only, where no kernel and no tokens are given
+        )
 
     def run(self, attn: Any, args: tuple, kwargs: dict) -> Any:
         kernel = self.kernel or self.queries

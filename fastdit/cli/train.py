@@ -68,8 +68,9 @@ def train(
     about = {
         "METHOD": DENSE if chosen is None else chosen.to_dict(), "--model": model, "--data": str(data.resolve()),
     }  # fmt: skip
-    from fastdit.training import checkpoints
+    from fastdit.training import checkpoints, curves
 
+    curves.check_extra()
     checkpoints.check_same_run(output, {**about, "options": wanted.to_dict()})
     if resume and not checkpoints.steps_saved(output):
         raise ValueError(f"--resume: {output} holds no checkpoint to go on from, leave it out to begin a run")
@@ -80,22 +81,38 @@ def train(
     from fastdit.pipelines.loading import load_pipeline, locate
     from fastdit.training.data import open_samples
     from fastdit.training.session import Session, new_accelerator
+    from fastdit.training.trainee import Trainee
 
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
     accelerator = new_accelerator(wanted, device)
     talks = accelerator.is_main_process and not quiet
     pipe = load_pipeline(locate(model))
-    with accelerator.main_process_first(), _counting(talks) as counting:
+    trainee = Trainee(pipe, chosen, wanted)
+    with accelerator.main_process_first(), _counting(talks) as counting, _encoders_on(pipe, accelerator.device):
         samples = open_samples(
             pipe, data, cache or output / "latents", progress=counting, only=wanted.only, size=wanted.size,
             frames=wanted.frames, guidance=wanted.guidance, skip_unreadable=wanted.skip_unreadable,
             text_drop=wanted.text_drop,
         )  # fmt: skip
     with _showing(wanted, talks) as show:
-        session = Session(pipe, chosen, samples, wanted, output, accelerator, about, show)
+        session = Session(trainee, samples, output, accelerator, about, show)
         result = session.run()
     _tell(session, result, output)
+
+
+@contextmanager
+def _encoders_on(pipe: Any, device: Any) -> Iterator[None]:
+    """Within, everything but the transformer is on the device."""
+    import torch
+
+    models = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
+    encoders = [model for model in models if model is not pipe.transformer]
+    for model in encoders:
+        model.to(device)
+    yield
+    for model in encoders:
+        model.to("cpu")
 
 
 def _method(text: str) -> Any:

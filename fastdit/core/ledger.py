@@ -19,6 +19,12 @@ class _Entry:
     holds: Callable[[], bool]
 
 
+def _hooked(obj: Any, value: Any) -> bool:
+    """Whether diffusers' hooks (layerwise casting) were put around a forward, which they go on calling."""
+    references = getattr(vars(obj).get("_diffusers_hook"), "_fn_refs", ())
+    return any(getattr(reference, "forward", None) is value for reference in references)
+
+
 class PatchLedger:
     """Records changes to instances so that they can be verified and undone exactly."""
 
@@ -42,7 +48,7 @@ class PatchLedger:
             else:
                 setattr(obj, name, previous)
 
-        self._entries.append(_Entry(what, undo, lambda: vars(obj).get(name, _ABSENT) is value))
+        self._entries.append(_Entry(what, undo, lambda: vars(obj).get(name, _ABSENT) is value or _hooked(obj, value)))
 
     def set_class(self, obj: Any, cls: type) -> None:
         """Change the class of one instance."""

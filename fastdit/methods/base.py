@@ -111,8 +111,10 @@ class Method:
             raise ValueError(f"{cls.name}: version must be a whole number of at least 1, got {version!r}")
         if version > cls.version:
             raise ValueError(f"{cls.name} is of version {version}, this fastdit knows {cls.version}: update fastdit")
-        for field in dataclasses.fields(cls) if folder is not None else ():
+        for field in dataclasses.fields(cls):
             value = data.get(field.name)
+            if folder is None:
+                break
             if field.metadata.get("path") and isinstance(value, str) and value.startswith("."):
                 data[field.name] = str((folder / value).resolve())
         return cls.of(**data)

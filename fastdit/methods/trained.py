@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fastdit.core.layout import TokenLayout
 from fastdit.core.ledger import PatchLedger
-from fastdit.methods.base import Method, Stage
+from fastdit.methods.base import Method, Stage, option
 from fastdit.methods.runtime import Host, Runtime
 
 if TYPE_CHECKING:
@@ -64,6 +64,15 @@ class TrainedMethod(Method):
         if other.stage == "load":
             return "it works on weights that are in memory, and streamed ones are not"
         return super().clash(other)
+
+
+def guidance_option() -> Any:
+    """The option of guiding some latent channels only, by which the authors of DiT sample."""
+    return option(
+        None,
+        "guide only the first latent channels (DiT's authors: 3 of 4); none: all, as diffusers does",
+        range=(1, None),
+    )
 
 
 class TrainedRuntime(Runtime, Protocol):

@@ -38,7 +38,7 @@ class BlockGroup:
     states in a tuple that it returns. `rotary`, `per_token` and `mask` name the block's arguments that hold rotary
     rows, a (B, N, ...) modulation and a mask over all tokens, where the block has them.
 
-    `attention_norm` is the path of the norm before self-attention. `feed_forward` is the path of diffusers' FeedForward,
+    `attention_norm` is the path of the norm before self-attention. `feed_forward` is that of diffusers' FeedForward,
     `feed_forward_norm` that of the norm whose input is the stream that the feed-forward's result is added to. In a
     `parallel` block attention and MLP run side by side: `proj_mlp`, `act_mlp`, and `proj_out` over both results.
     """
@@ -77,8 +77,9 @@ class ModelFamily:
     are told to the user by `fastdit models`.
 
     `time_embedder(transformer)` is (projection, embedder): what embeds the timestep alone, without class, text or
-    guidance; `time_factor` is what the transformer multiplies its timestep by before. `guided(arguments)` tells whether the batch of a forward is two halves of one guidance. `norm_over_heads`: the norms
-    of queries and keys run over all heads at once. `text_routing`: what tokens may pass by hangs on the text as well.
+    guidance; `time_factor` is what the transformer multiplies its timestep by before. `guided(arguments)` tells whether
+    the batch of a forward is two halves of one guidance. `norm_over_heads`: the norms of queries and keys run over all
+    heads at once. `text_routing`: what tokens may pass by hangs on the text as well.
     """
 
     name: str
@@ -148,7 +149,7 @@ class ModelFamily:
     def time_embedding(
         self, transformer: nn.Module, timestep: torch.Tensor, dtype: torch.dtype | None = None
     ) -> torch.Tensor:
-        """The embedding of timesteps (B,) alone, (B, C), where the embedder's weights are; `dtype` computes the model."""
+        """The embedding of timesteps (B,) alone, (B, C), where its weights are; `dtype` is the model's in computing."""
         assert self.time_embedder is not None
         project, embedder = self.time_embedder(transformer)
         weight = next(embedder.parameters())

@@ -52,11 +52,19 @@ FLUX = register_family(
         transformer_class=FluxTransformer2DModel,
         groups=(
             BlockGroup(
-                "transformer_blocks", "attn", output=1, rotary="image_rotary_emb", feed_forward="ff",
+                "transformer_blocks",
+                "attn",
+                output=1,
+                rotary="image_rotary_emb",
+                feed_forward="ff",
                 feed_forward_norm="norm2",
             ),
             BlockGroup(
-                "single_transformer_blocks", "attn", output=1, rotary="image_rotary_emb", attention_norm="norm",
+                "single_transformer_blocks",
+                "attn",
+                output=1,
+                rotary="image_rotary_emb",
+                attention_norm="norm",
                 parallel=True,
             ),
         ),

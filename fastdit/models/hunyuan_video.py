@@ -47,12 +47,20 @@ HUNYUAN_VIDEO = register_family(
         transformer_class=HunyuanVideoTransformer3DModel,
         groups=(
             BlockGroup(
-                "transformer_blocks", "attn", rotary="freqs_cis", mask="attention_mask", feed_forward="ff",
+                "transformer_blocks",
+                "attn",
+                rotary="freqs_cis",
+                mask="attention_mask",
+                feed_forward="ff",
                 feed_forward_norm="norm2",
             ),
             BlockGroup(
-                "single_transformer_blocks", "attn", rotary="image_rotary_emb", mask="attention_mask",
-                attention_norm="norm", parallel=True,
+                "single_transformer_blocks",
+                "attn",
+                rotary="image_rotary_emb",
+                mask="attention_mask",
+                attention_norm="norm",
+                parallel=True,
             ),
         ),
         layout=_layout,

@@ -36,7 +36,12 @@ WAN = register_family(
         transformer_class=WanTransformer3DModel,
         groups=(
             BlockGroup(
-                "blocks", "attn1", rotary="rotary_emb", per_token="temb", cross_attention="attn2", feed_forward="ffn",
+                "blocks",
+                "attn1",
+                rotary="rotary_emb",
+                per_token="temb",
+                cross_attention="attn2",
+                feed_forward="ffn",
                 feed_forward_norm="norm3",
             ),
         ),

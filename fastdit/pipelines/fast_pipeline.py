@@ -146,6 +146,12 @@ def check_size(pipe: Any, given: dict[str, Any]) -> None:
             raise ValueError(f"{name} {value} is not divisible by {multiple}: use {lower} or {lower + multiple}")
 
 
+def check_vae(pipe: Any, given: dict[str, Any]) -> None:
+    """ValueError where nothing could decode the latents at the end, before any work starts."""
+    if pipe.components.get("vae", pipe) is None and given.get("output_type") != "latent":
+        raise ValueError("this pipeline has no VAE to decode with: load it with vae=AutoencoderKL.from_pretrained(...)")
+
+
 @functools.cache
 def _extended(host: type) -> type:
     """The host's class with FastDiTPipeline in front: same name, same signatures, no `__init__` of its own."""
@@ -155,6 +161,7 @@ def _extended(host: type) -> type:
         given = inspect.signature(host.__call__).bind_partial(self, *args, **kwargs).arguments
         defaults = {name: value for name, value in self._fastdit_call.items() if name not in given}
         check_size(self, {**given, **defaults})
+        check_vae(self, {**given, **defaults})
         with self._fastdit.run():
             return host.__call__(self, *args, **kwargs, **defaults)
 

@@ -60,21 +60,23 @@ def load(out: Path, step: int) -> tuple[dict[str, dict[str, Tensor]], dict[str, 
         ) from error
 
 
-def describe(out: Path, run: Mapping[str, Any]) -> None:
-    """Write what the run in this folder is."""
+def begin(out: Path, run: Mapping[str, Any]) -> None:
+    """Write what the run in this folder is, and remove what a killed process has left half-written."""
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / RUN, {"version": VERSION, **run})
+    for left in (out / FOLDER).glob(".*"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
-def check_same_run(out: Path, run: Mapping[str, Any]) -> bool:
-    """Whether the folder holds this run already; ValueError where it holds another one, naming what differs.
+def check_same_run(out: Path, run: Mapping[str, Any]) -> None:
+    """ValueError where the folder holds another run than this one, naming what differs.
 
     `run` has the entries METHOD, --model and so on by the words of the command line, and all options under "options".
     """
     if out.exists() and not out.is_dir():
         raise ValueError(f"-o {out} is a file, give a folder")
     if not (out / RUN).is_file():
-        return False
+        return
     found = read_json(out / RUN)
     if not isinstance(found, dict) or found.get("version") != VERSION:
         raise ValueError(f"{out / RUN} is no run of this version of fastdit: give another folder with -o")
@@ -84,7 +86,6 @@ def check_same_run(out: Path, run: Mapping[str, Any]) -> bool:
         raise ValueError(
             f"-o {out} holds another run ({'; '.join(differ)}): give its options to go on with it, or another folder"
         )
-    return True
 
 
 def _flat(run: Mapping[str, Any]) -> dict[str, Any]:

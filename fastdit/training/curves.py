@@ -1,6 +1,7 @@
 """The curves of a run: one line of JSON for each point, a picture drawn from them, and scalars for TensorBoard."""
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,13 @@ PANELS = {  # title of a panel: (name in the log, label)
 }
 
 
+def check_extra() -> None:
+    """ValueError where what draws the curves is not installed."""
+    for name in ("matplotlib", "tensorboard"):
+        if find_spec(name) is None:
+            raise ValueError(f'training needs {name}: pip install "fastdit[train]"')
+
+
 class Curves:
     """Points of a run in `out`; those after `step` are dropped first, as the run goes on from there."""
 
@@ -26,7 +34,7 @@ class Curves:
         from torch.utils.tensorboard import SummaryWriter
 
         self.out = out
-        rows = [row for row in read_rows(out) if row["step"] <= step]
+        rows = [row for row in read_rows(out) if row["step"] <= step] if step else []
         write_whole(out / LOG, lambda path: path.write_text("".join(json.dumps(row) + "\n" for row in rows)))
         self.board = SummaryWriter(str(out / "tensorboard"), purge_step=step + 1)
 

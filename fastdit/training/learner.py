@@ -64,13 +64,11 @@ class Learner(nn.Module):
         prediction = call(self.transformer, batch, self.objective)
         return prediction, self.objective.loss(prediction, latents, noise, time, weighting or self.weighting)
 
-    def train(self, mode: bool = True) -> "Learner":
-        """Training form throughout, but for label dropout: the data have drawn it already."""
-        super().train(mode)
-        for module in self.transformer.modules():
-            if hasattr(module, "dropout_prob"):
-                module.eval()
-        return self
+    def to(self, *args: Any, **kwargs: Any) -> "Learner":
+        """Move everything, the teacher too."""
+        for teacher in filter(None, self._teacher):
+            teacher.to(*args, **kwargs)
+        return super().to(*args, **kwargs)
 
 
 def call(transformer: nn.Module, batch: Batch, objective: Objective) -> Tensor:

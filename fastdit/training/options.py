@@ -51,7 +51,11 @@ class TrainOptions:
     min_snr: float | None = _option(None, "gamma of min-SNR weighting, for models that predict noise: 5", above=0)
 
     lr: float = _option(1e-4, "learning rate of AdamW", above=0)
-    router_lr: float = _option(1.0, "factor on it for the method's own parameters", above=0)
+    router_lr: float = _option(
+        1.0,
+        "factor on it for the method's own parameters; 10 in short runs, as all gates are wide open at first",
+        above=0,
+    )
     lr_warmup: int = _option(100, "steps over which the learning rate rises from 0", least=0)
     cooldown: float = _option(
         0.0, "share of the run at its end over which the learning rate falls to 0", least=0, most=1

@@ -44,8 +44,8 @@ def write_pipeline(out: Path, pipe: Any, transformer: nn.Module) -> Result:
     """Write the pipeline as a diffusers folder, its transformer in bfloat16."""
 
     def write(path: Path) -> None:
-        parts = {**pipe.components, "transformer": copy.deepcopy(transformer).to(torch.bfloat16).cpu()}
-        type(pipe)(**parts).save_pretrained(path)
+        half = nn.Module.to(copy.deepcopy(transformer), "cpu", torch.bfloat16)  # diffusers' own warns of every cast
+        type(pipe)(**{**pipe.components, "transformer": half}).save_pretrained(path)
         for file in path.rglob("config.json"):  # leave out where it was trained
             config = json.loads(file.read_text(encoding="utf-8"))
             if config.pop("_name_or_path", None) is not None:

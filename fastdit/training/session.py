@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from fastdit.methods.base import Method
 from fastdit.training import checkpoints, results
 from fastdit.training.average import Average
 from fastdit.training.batches import Batches, Order
@@ -43,25 +42,26 @@ def new_accelerator(options: TrainOptions, device: str = "auto") -> Any:
 
 
 class Session:
-    """Trains a pipeline's transformer under a method (None: dense) and keeps everything about the run in `out`.
+    """Trains on samples and keeps everything about the run in the folder `out`.
 
     `about` says what the run is, besides its options, by the words of the command line.
     """
 
     def __init__(
-        self, pipe: Any, method: Method | None, samples: Samples, options: TrainOptions, out: Path, accelerator: Any,
-        about: Mapping[str, Any], show: Show = lambda step, progress, values: None,
+        self, trainee: Trainee, samples: Samples, out: Path, accelerator: Any, about: Mapping[str, Any],
+        show: Show = lambda step, progress, values: None,
     ) -> None:  # fmt: skip
+        options = trainee.options
         self.options, self.out, self.accelerator, self.show = options, out, accelerator, show
         self.run_is = {**about, "options": options.to_dict()}
-        self.resuming = checkpoints.check_same_run(out, self.run_is)
+        checkpoints.check_same_run(out, self.run_is)
         self.step, self.seconds = 0, 0.0
         self.stopped_by: int | None = None
-        self.trainee = Trainee(pipe, method, samples, options, accelerator.device)
-        self.learner, self.trained = self.trainee.learner, self.trainee.trained
+        trainee.ready(samples, accelerator.device)
+        self.trainee, self.learner, self.trained = trainee, trainee.learner, trainee.trained
         self.average = Average(self.trained, options.ema)
         self.prepared, self.optimizer = accelerator.prepare(self.learner, self._optimizer())
-        self._lay_out(samples, flow_scheduler=pipe.scheduler)
+        self._lay_out(samples)
 
     def _optimizer(self) -> torch.optim.Optimizer:
         """AdamW in two groups, the model's own parameters and the method's, each with the peak of its rate."""
@@ -74,7 +74,7 @@ class Session:
             fused=self.accelerator.device.type in ("cpu", "cuda"),
         )  # fmt: skip
 
-    def _lay_out(self, samples: Samples, flow_scheduler: Any) -> None:
+    def _lay_out(self, samples: Samples) -> None:
         """Which samples, noise and times a step sees, and what is validated."""
         options, accelerator = self.options, self.accelerator
         tokens, intervals = self.trainee.lay_out(samples)
@@ -84,7 +84,7 @@ class Session:
             raise ValueError(f"--validate {options.validate} with --hold-out leaves none of {len(samples)} samples")
         self.batches = Batches(
             samples, Order(kept, options.seed), self.trainee.objective, options, intervals,
-            flow_shift_of(flow_scheduler, tokens), accelerator.device, accelerator.process_index,
+            flow_shift_of(self.trainee.pipe.scheduler, tokens), accelerator.device, accelerator.process_index,
             accelerator.num_processes,
         )  # fmt: skip
         self.validation = Validation(
@@ -114,10 +114,10 @@ class Session:
 
     def _begin(self) -> None:
         saved = checkpoints.steps_saved(self.out)
-        if self.resuming and saved:
+        if saved:
             self._load(saved[-1])
-        elif self.main:
-            checkpoints.describe(self.out, self.run_is)
+        if self.main:
+            checkpoints.begin(self.out, self.run_is)
         self.accelerator.wait_for_everyone()
         self.curves = Curves(self.out, self.step) if self.main else None
         self.learner.train()
@@ -125,6 +125,8 @@ class Session:
         self.window: dict[str, list[float]] = {}
         self.began = time.monotonic() - self.seconds
         self.saved = self.step, self.seconds
+        if not self.step and self.options.validate:
+            self._enter(self.validation.measure())
 
     @property
     def main(self) -> bool:
@@ -260,7 +262,8 @@ class Session:
         for key, value in tensors["optimizer"].items():
             kind, _, name = key.partition(".")
             parameter = self.trained[name]
-            moments[parameter][kind] = value.to(value.device if kind == "step" else parameter.device)
+            stays = kind == "step" and not self.optimizer.param_groups[0]["fused"]  # torch wants it there
+            moments[parameter][kind] = value if stays else value.to(parameter.device)
         if state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         if "memory" in tensors:

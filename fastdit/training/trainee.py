@@ -28,11 +28,11 @@ class Trainee:
     `trained` are the parameters under training by name; those of the method itself begin with "method.".
     """
 
-    def __init__(
-        self, pipe: Any, method: Method | None, samples: Samples, options: TrainOptions, device: torch.device
-    ) -> None:
+    def __init__(self, pipe: Any, method: Method | None, options: TrainOptions) -> None:
         if method is not None and method.stage in ("load", "step"):
             raise ValueError(f"{method.name} does not change what the model computes in a step: nothing to train for")
+        if method is not None and getattr(method, "checkpoint", None) is not None:
+            raise ValueError(f"{method.name}: to go on from its checkpoint, leave it out and give --init CHECKPOINT")
         if getattr(pipe, "transformer_2", None) is not None:
             raise ValueError(f"{type(pipe).__name__} has two transformers: training takes pipelines with one")
         self.pipe, self.method, self.options = pipe, method, options
@@ -46,16 +46,14 @@ class Trainee:
         with torch.random.fork_rng():
             torch.manual_seed(options.seed)
             self._attach()
-        samples.ready(self.transformer, self.ledger)
         if options.gradient_checkpointing:
             self.transformer.enable_gradient_checkpointing()
         if options.compile:
             for _, block, _ in self.family.blocks(self.transformer):
                 block.compile()
         self.learner = Learner(
-            self.transformer, self.family, self.objective, options, self.runtime, self.changes,
-            None if teacher is None else teacher.to(device),
-        ).to(device)  # fmt: skip
+            self.transformer, self.family, self.objective, options, self.runtime, self.changes, teacher
+        )
         self.trained = {name: p for name, p in self.learner.named_parameters() if p.requires_grad}
         if not self.trained:
             raise ValueError("--parameters routers: there are none without a trained method; use full or lora")
@@ -74,6 +72,7 @@ class Trainee:
         self.untrained: Any = None if self.runtime is not None else found
         if self.start is not None:
             bring_time_frequency(self.start, attached.host, self.ledger)
+            assert self.runtime is not None
             start_from(self.start, self.runtime, self.parameters, transformer, self.changes)
 
     def _can_complete(self) -> bool:
@@ -92,6 +91,11 @@ class Trainee:
             raise ValueError(f"--complete-steps {self.options.complete_steps}: no complete model can learn: {reason}")
         return False
 
+    def ready(self, samples: Samples, device: torch.device) -> None:
+        """Before the first forward: on the device, and with the label dropout of the samples alone."""
+        self.learner.to(device)
+        samples.ready(self.transformer, self.ledger)
+
     def lay_out(self, samples: Samples) -> tuple[int, Sequence[tuple[float, float]]]:
         """(visual tokens, ranges of t / T that one batch may mix) of these samples."""
         first = samples.batch([0], None)
@@ -103,7 +107,7 @@ class Trainee:
         return layout.tokens, [(0.0, 1.0)]
 
     def write(self, out: Path, model: str, training: dict[str, Any]) -> results.Result:
-        """Write what the run was for: an adapter, or without a trained method a LoRA or a pipeline (then it is taken off)."""
+        """Write what the run was for: an adapter, or of other runs a LoRA or a pipeline (for which it is taken off)."""
         if self.runtime is not None and self.method is not None:
             return results.write_method(
                 out, model, self.method, self.runtime, self.transformer, kind=self.parameters.adapter, base=self.base,

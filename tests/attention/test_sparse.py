@@ -192,6 +192,28 @@ def test_gradient_equals_that_of_dense(loudness, path):
         assert (ours - theirs).abs().max() < 1e-5 * theirs.abs().max().clamp(min=1) * max(1, loudness / 6)
 
 
+@pytest.mark.parametrize(
+    ("tokens", "alone", "with_gradient"), [(60, True, True), (200, False, True), (300, False, False)]
+)
+def test_a_sequence_is_short_up_to_a_greater_length_where_a_gradient_is_wanted(
+    monkeypatch, tokens, alone, with_gradient
+):
+    monkeypatch.setattr(sdpa, "SHORT_SEQUENCE", 64)
+    masked, calls = sdpa._masked, []
+    monkeypatch.setattr(sdpa, "_masked", lambda call: calls.append(call) or masked(call))
+    q, k, v = inputs(1, tokens, 1, 8)
+    mask = random_mask(-(-tokens // 16), 0.3)
+    without = sparse_attention(q, k, v, mask, block_size=16)
+    assert bool(calls) == alone
+    calls.clear()
+    out = sparse_attention(q.requires_grad_(), k, v, mask, block_size=16)
+    assert bool(calls) == with_gradient and (out - without).abs().max() < 1e-5
+    calls.clear()
+    with torch.no_grad():
+        sparse_attention(q, k, v, mask, block_size=16)
+    assert bool(calls) == alone
+
+
 def test_several_threads_give_the_same(monkeypatch):
     monkeypatch.setattr(sdpa, "SHORT_SEQUENCE", 0)
     mask = random_mask(40, 0.3)

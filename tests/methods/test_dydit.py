@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from fastdit import DyDiT, accelerate
-from fastdit.methods.dydit.width import Slices, Slot
+from fastdit.methods.dydit.slices import Slices
+from fastdit.methods.dydit.width import Slot
 
 
 def wide_dit(layers=3, **config):
@@ -138,16 +139,16 @@ def test_gates_are_made_once_for_each_timestep_and_leave_the_class_out(monkeypat
     pipe = tiny.make()
     with routed(pipe) as handle:
         runtime = runtime_of(handle)
-        with counted(monkeypatch, type(runtime), "embedding") as calls:
+        with counted(monkeypatch, type(runtime.tables), "embedding") as calls:
             tiny.call(pipe, batch=2, steps=3)
         assert len(calls) == 3
-        first = runtime.table(500.0)
-        assert len({runtime.table(float(t)) for t in range(0, 1000, 50)}) > 1
+        first = runtime.tables.at(500.0)
+        assert len({runtime.tables.at(float(t)) for t in range(0, 1000, 50)}) > 1
         with torch.no_grad():
             embed = pipe.transformer.transformer_blocks[0].norm1.emb
             embed.class_embedder.embedding_table.weight.normal_()
-        runtime.tables.clear()
-        assert runtime.table(500.0) == first
+        runtime.tables.known.clear()
+        assert runtime.tables.at(500.0) == first
 
 
 def test_slices_are_kept_within_their_memory():

@@ -84,7 +84,8 @@ def test_padded_rows_hold_the_open_ones_in_order_and_repeat_the_first(shape, dat
 
 
 @pytest.mark.parametrize(
-    ("share", "tokens", "kept"), [(1, 7, 7), (0.5, 256, 128), (0.6, 256, 160), (0.01, 64, 4), (0.5, 1, 1), (0.97, 16, 16)]
+    ("share", "tokens", "kept"),
+    [(1, 7, 7), (0.5, 256, 128), (0.6, 256, 160), (0.01, 64, 4), (0.5, 1, 1), (0.97, 16, 16)],
 )
 def test_shares_go_to_sixteenths(share, tokens, kept):
     assert share_of_rows(share, tokens) == kept

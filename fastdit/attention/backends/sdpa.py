@@ -33,6 +33,7 @@ RANGE = (
 TRUSTED = (1e-20, 1e30)  # sums of weights in this range have lost nothing to a badly guessed shift
 PROBES = 64  # keys from which the shift is guessed
 SHORT_SEQUENCE = 1024  # tokens
+WITH_GRADIENT = 4  # times as long is short where a gradient is wanted: its pieces are many small products
 TILE = 2**19  # scores: 2 MB in fp32, about a usual second-level cache
 GPU_TILE = 2**26
 SPARE = (
@@ -45,7 +46,7 @@ def attend(call: SparseCall) -> Tensor:
     """Sparse attention of a checked call, (B, S, H, D); a mask without gaps goes to PyTorch's own kernel unchanged."""
     if bool(call.mask.all()):
         return _dense(call)
-    if call.q.shape[1] <= SHORT_SEQUENCE:
+    if call.q.shape[1] <= SHORT_SEQUENCE * (WITH_GRADIENT if call.differentiable else 1):
         return _masked(call)
     with torch.autocast(call.q.device.type, enabled=False):
         if call.differentiable:

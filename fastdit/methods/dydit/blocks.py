@@ -58,6 +58,7 @@ class RoutedBlock:
             tap = BlockTap(self.block, routing, group.hidden_states, decides=self.parallel)
             ledger.set_attribute(self.block, "forward", tap, f"{name}.forward")
         if not self.parallel:
+            assert group.feed_forward and group.feed_forward_norm
             norm, feed_forward = at(self.block, group.feed_forward_norm), at(self.block, group.feed_forward)
             ledger.set_attribute(norm, "forward", StreamTap(norm, routing), f"{name}.{group.feed_forward_norm}.forward")
             ledger.set_attribute(
@@ -80,16 +81,14 @@ class RoutedBlock:
         text = layout.text_length if self.parallel else 0
         routing.before, routing.behind = (text, 0) if layout.text == "first" else (0, text)
 
-    def check(self, sliced: bool) -> None:
-        """RuntimeError where layers were exchanged, fused or wrapped since they were attached."""
-        if not sliced:
-            return
+    def check(self) -> None:
+        """RuntimeError where layers to be cut were exchanged, fused or wrapped since they were attached."""
         for slot in self.width.slots:
             path = slot.path.removeprefix(self.name + ".")
             if at(self.block, path) is not slot.layer:
                 raise RuntimeError(
-                    f"dydit cuts {slot.path}, which was exchanged since (a LoRA does this): fuse the LoRA or unload it, and "
-                    "call set_methods(...) again"
+                    f"dydit cuts {slot.path}, which was exchanged since (a LoRA does this): fuse the LoRA or "
+                    "unload it, and call set_methods(...) again"
                 )
 
     def work(self, layout: TokenLayout, whole_qk: bool) -> BlockWork:
@@ -110,7 +109,7 @@ class RoutedBlock:
         return round(routing.passed * linear + rows * attention)
 
 
-def routed_blocks(host: Host, shape: dict[str, Any]) -> list[RoutedBlock]:
+def routed_blocks(host: Host, width: bool, tokens: bool) -> list[RoutedBlock]:
     """The blocks of a host; ValueError where a layer cannot be routed."""
     found = []
     family = host.family
@@ -119,19 +118,28 @@ def routed_blocks(host: Host, shape: dict[str, Any]) -> list[RoutedBlock]:
         if group.feed_forward is None and not group.parallel:
             raise ValueError(f"{name}: family {family.name} names no feed-forward layer to route")
         routing = TokenRouting(None)
-        slots = routed_layers(block, name, group, routing if shape["tokens"] else None, family.norm_over_heads)
-        behind = at(block, "proj_out" if group.parallel else f"{group.feed_forward}.net.2")
-        before = at(block, "proj_mlp" if group.parallel else f"{group.feed_forward}.net.0.proj")
-        if shape["width"]:
+        slots = routed_layers(block, name, group, routing if tokens else None, family.norm_over_heads)
+        before, behind = mlp_layers(block, group)
+        if width:
             _check_sliceable(name, block, group, attention, slots, before, behind)
-        channels, width = before.out_features, before.in_features
-        norms = [
-            HeadsOfNorm(at(attention, norm)) for norm in ("norm_q", "norm_k") if family.norm_over_heads and shape["width"]
-        ]
-        heads = attention.heads
-        sized = BlockWidth(attention, heads, group_count(heads, channels), width, channels, slots, norms)
-        found.append(RoutedBlock(name, block, group, sized, routing, width, taps_text=family.text_routing))
+        cut_norms = ("norm_q", "norm_k") if family.norm_over_heads and width else ()
+        norms = [HeadsOfNorm(at(attention, norm)) for norm in cut_norms]
+        heads, channels = attention.heads, before.out_features
+        sized = BlockWidth(
+            attention, heads, group_count(heads, channels), before.in_features, channels, slots, norms
+        )  # fmt: skip
+        found.append(RoutedBlock(name, block, group, sized, routing, before.in_features, family.text_routing))
     return found
+
+
+def mlp_layers(block: nn.Module, group: BlockGroup) -> tuple[Any, Any]:
+    """The two linear layers of a block's MLP; in a parallel block the second is over attention's result too."""
+    paths = (
+        ("proj_mlp", "proj_out")
+        if group.parallel
+        else (f"{group.feed_forward}.net.0.proj", f"{group.feed_forward}.net.2")
+    )
+    return at(block, paths[0]), at(block, paths[1])
 
 
 def _check_sliceable(
@@ -141,12 +149,16 @@ def _check_sliceable(
     if getattr(attention, "fused_projections", False):
         raise ValueError(f"dydit cuts single projections, and those of {name} are fused: call unfuse_qkv_projections()")
     if getattr(block, "_chunk_size", None) is not None:
-        raise ValueError(f"dydit routes whole sequences, and {name} runs its feed-forward layer in chunks: switch it off")
+        raise ValueError(
+            f"dydit routes whole sequences, and {name} runs its feed-forward layer in chunks: switch it off"
+        )
     for slot in slots:
         layer = slot.layer
         if hasattr(layer, "base_layer"):
             if not slot.layer.training:
-                raise ValueError(f"dydit cuts weights, and {slot.path} is wrapped by a LoRA: fuse the LoRA or unload it")
+                raise ValueError(
+                    f"dydit cuts weights, and {slot.path} is wrapped by a LoRA: fuse the LoRA or unload it"
+                )
         elif type(layer.weight) not in (nn.Parameter, torch.Tensor) or not layer.weight.is_floating_point():
             raise ValueError(f"dydit cuts weights, and {slot.path} is quantised: load the model unquantised")
     if before is not None and behind is not None and not group.parallel and before.out_features != behind.in_features:

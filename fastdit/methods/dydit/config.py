@@ -5,7 +5,7 @@ from typing import Any
 
 from fastdit.methods.base import Method, checked_count, option, register_method
 from fastdit.methods.runtime import Host, Runtime
-from fastdit.methods.trained import TrainedMethod
+from fastdit.methods.trained import TrainedMethod, guidance_option
 
 ROUTES = ("all", "width", "tokens")
 
@@ -43,9 +43,7 @@ class DyDiT(TrainedMethod):
         "(torch.compile); trained: each block's own mean share; none: as many as the router lets in",
     )
     tie_guidance: bool = option(False, "both halves of the guidance let the same tokens in: what one of them wants")
-    guidance_channels: int | None = option(
-        None, "guide only the first latent channels (DiT's authors: 3 of 4); none: all, as diffusers does", range=(1, None)
-    )
+    guidance_channels: int | None = guidance_option()
     slice_memory: float = option(
         1.0, "GiB for sliced weights that are kept from step to step; 0 slices anew in every step", range=(0, None)
     )
@@ -58,7 +56,9 @@ class DyDiT(TrainedMethod):
         for name in ("heads", "channels", "tokens"):
             _check_share(name, getattr(self, name))
             if self.checkpoint is not None and getattr(self, name) != 1:
-                raise ValueError(f"{name} is for untrained routers: leave it out with a checkpoint, which decides itself")
+                raise ValueError(
+                    f"{name} is for untrained routers: leave it out with a checkpoint, which decides itself"
+                )
         if self.route == "tokens" and (self.heads, self.channels) != (1, 1):
             raise ValueError("heads and channels stay whole with route=tokens: leave them out")
         if self.route == "width" and (self.tokens != 1 or self.capacity is not None):
@@ -87,7 +87,9 @@ class DyDiT(TrainedMethod):
     @property
     def needs(self) -> frozenset[str]:
         width = self.route in ("all", "width") or self.heads < 1 or self.channels < 1
-        return frozenset(({"dynamic_width"} if width else set()) | ({"dynamic_tokens"} if self.route != "width" else set()))
+        return frozenset(
+            ({"dynamic_width"} if width else set()) | ({"dynamic_tokens"} if self.route != "width" else set())
+        )
 
     def clash(self, other: Method) -> str | None:
         if isinstance(other, DyDiT):

@@ -1,5 +1,7 @@
 """DyDiT's own parameters: for each block a router of heads, one of channel groups, and one of tokens."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -73,7 +75,8 @@ def width_router(width: int, parts: int) -> nn.Linear | None:
 def close_at_random(routers: Routers, heads: float, channels: float) -> None:
     """Untrained routers that keep a share of heads and channels whatever the timestep, other ones in each block."""
     generator = torch.Generator().manual_seed(0)
-    for block in routers.blocks:
+    each: Any = routers.blocks
+    for block in each:
         for router, share in ((block.heads, heads), (block.channels, channels)):
             if router is None or share == 1 or router.bias.is_meta:
                 continue

@@ -1,7 +1,6 @@
 """Linear layers of a block with some heads and channels left out: masked while training, sliced at inference."""
 
 import functools
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from operator import attrgetter
@@ -111,7 +110,9 @@ class BlockWidth:
         both = None
         if of_heads is not None or of_channels is not None:
             whole_heads = torch.arange(self.width) if of_heads is None else of_heads
-            both = torch.cat([whole_heads, self.width + (torch.arange(self.channels) if of_channels is None else of_channels)])
+            both = torch.cat(
+                [whole_heads, self.width + (torch.arange(self.channels) if of_channels is None else of_channels)]
+            )
         sides: dict[Side, tuple[Tensor | None, Tensor | None]] = {
             "heads out": (of_heads, None), "heads in": (None, of_heads), "channels out": (of_channels, None),
             "channels in": (None, of_channels), "both in": (None, both), "whole": (None, None),
@@ -130,33 +131,6 @@ def columns_of(gates: Gates, width: int) -> Tensor | None:
     if all(gates):
         return None
     return torch.nonzero(spread(torch.tensor(gates), width)).squeeze(1)
-
-
-class Slices:
-    """Sliced weights by layer and gates, kept up to `memory` bytes, the longest unused go first."""
-
-    def __init__(self, memory: float) -> None:
-        self.memory, self.bytes = memory, 0
-        self.known: OrderedDict[tuple, tuple[Tensor, Tensor | None]] = OrderedDict()
-
-    def get(self, key: tuple, make: Callable[[], tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Tensor | None]:
-        if key in self.known:
-            self.known.move_to_end(key)
-            return self.known[key]
-        pair = make()
-        self.known[key] = pair
-        self.bytes += _bytes(pair)
-        while self.bytes > self.memory and self.known:
-            self.bytes -= _bytes(self.known.popitem(last=False)[1])
-        return pair
-
-    def clear(self) -> None:
-        self.known.clear()
-        self.bytes = 0
-
-
-def _bytes(pair: tuple[Tensor, Tensor | None]) -> int:
-    return sum(x.numel() * x.element_size() for x in pair if x is not None)
 
 
 def at(module: Any, path: str) -> Any:

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 from fastdit.methods.base import Method, checked_count, option, register_method
 from fastdit.methods.runtime import Host, Runtime
-from fastdit.methods.trained import TrainedMethod
+from fastdit.methods.trained import TrainedMethod, guidance_option
 
 
 @register_method
@@ -41,11 +41,13 @@ class FlexDiT(TrainedMethod):
         range=(0, 1),
     )
     grid: int | None = option(None, "instead of rate: a fixed grid of this many tokens a side", range=(1, None))
+    guidance_channels: int | None = guidance_option()
 
     def __post_init__(self) -> None:
         if self.checkpoint is not None:
             object.__setattr__(self, "checkpoint", str(self.checkpoint))
-        for name, least in (("pooling", 0), ("modules", 0), ("sparse", 0), ("dense", 0), ("grid", 1)):
+        least_of = {"pooling": 0, "modules": 0, "sparse": 0, "dense": 0, "grid": 1, "guidance_channels": 1}
+        for name, least in least_of.items():
             if getattr(self, name) is not None:
                 checked_count(name, getattr(self, name), least)
         if self.rate is not None:
@@ -59,7 +61,7 @@ class FlexDiT(TrainedMethod):
 
     @property
     def neutral(self) -> bool:
-        return self.pooling == 0 and self.modules == 0
+        return self.pooling == 0 and self.modules == 0 and self.guidance_channels is None
 
     def clash(self, other: Method) -> str | None:
         if other.stage in ("block tokens", "attention tokens"):

@@ -15,6 +15,7 @@ from fastdit.methods.flexdit.blocks import Generate, GridBlock, GridPlan, Passag
 from fastdit.methods.flexdit.config import FlexDiT
 from fastdit.methods.flexdit.low_rank import LowRankLayers
 from fastdit.methods.flexdit.structure import structure_of
+from fastdit.methods.guidance import GuidedChannels
 from fastdit.methods.lora import LowRank
 from fastdit.methods.runtime import Forward, Host
 from fastdit.ops.token_grid import Grid
@@ -32,11 +33,11 @@ class FlexDiTRuntime:
         self.report = MethodReport(layers=len(self.roles))
         self._check_unfused()
         self.on_meta = any(parameter.is_meta for parameter in host.module.parameters())
-        with torch.device("meta" if self.on_meta else "cpu"):
-            self.module = Recoveries(self.shape.modules, self._width())
-        if adapter is not None and not self.on_meta:
-            self._load(adapter.own_state())
+        if method not in host.kept:
+            host.kept[method] = self._new_module(adapter)
+        self.module: Recoveries = host.kept[method]
         self.passage = Passage()
+        self.guidance = GuidedChannels(method.guidance_channels)
         self.low_rank: LowRankLayers | None = None
         if adapter is not None and adapter.kind == "lora":
             self.low_rank = LowRankLayers(LowRank(adapter.lora_state()), host)
@@ -60,9 +61,16 @@ class FlexDiTRuntime:
                     "call unfuse_qkv_projections()"
                 )
 
-    def _load(self, state: dict[str, Tensor]) -> None:
+    def _new_module(self, adapter: Any) -> Recoveries:
+        with torch.device("meta" if self.on_meta else "cpu"):
+            module = Recoveries(self.shape.modules, self._width())
+        if adapter is not None and not self.on_meta:
+            self._load(module, adapter.own_state())
+        return module
+
+    def _load(self, module: Recoveries, state: dict[str, Tensor]) -> None:
         try:
-            self.module.load_state_dict(state)
+            module.load_state_dict(state)
         except RuntimeError as error:
             raise ValueError(
                 f"checkpoint {self.method.checkpoint} does not hold the recovery layers of this model: "
@@ -90,6 +98,7 @@ class FlexDiTRuntime:
                 stand_in.install(name, group, block, ledger)
         if self.low_rank is not None:
             self.low_rank.install(ledger)
+        self.guidance.install(self.host, ledger)
 
     def _retire(self) -> None:
         """What hooks of others still hold of the stand-ins passes through from now on."""
@@ -99,6 +108,7 @@ class FlexDiTRuntime:
         """The plan stays: gradient checkpointing may compute a block again after a run in between."""
         self.passage.full = None
         self.grids.clear()
+        self.guidance.start()
 
     def reduces(self, layout: TokenLayout, noise: float) -> frozenset[int]:
         return self.changed
@@ -154,6 +164,7 @@ class FlexDiTRuntime:
 
     def apply(self, plan: GridPlan | None, forward: Forward) -> None:
         self.passage.plan, self.passage.full = plan, None
+        self.guidance.guided = forward.guided
         if plan is not None:
             self.host.reduced |= self.changed
         if forward.device is not None and not self.on_meta:

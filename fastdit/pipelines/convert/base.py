@@ -44,7 +44,8 @@ def check_kind(source: Source, converter: Converter) -> None:
     for name, other in CONVERTERS.items():
         if other.recognises(source):
             raise ValueError(
-                f"{source.label} is a checkpoint of {other.title} and not of {converter.title}: use `fastdit convert {name}`"
+                f"{source.label} is a checkpoint of {other.title} and not of {converter.title}: use `fastdit convert "
+                f"{name}`"
             )
     for mark, what in FOREIGN.items():
         if any(name.startswith(mark) for name in source.tensors):

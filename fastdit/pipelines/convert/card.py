@@ -7,7 +7,9 @@ from fastdit.pipelines.convert.base import CONVERTERS, Converted
 CARD = """\
 ---
 library_name: diffusers
-pipeline_tag: unconditional-image-generation
+tags:
+- fastdit
+- {name}
 ---
 # {title}, converted
 
@@ -27,20 +29,20 @@ pipe = FastDiTPipeline.from_pretrained("this/folder"{vae})
 {notes}
 """
 FREQUENCIES = (
-    "The timestep's frequencies are those of the authors (`downscale_freq_shift=0`), which no field of diffusers' config "
-    "says: fastdit sets them, {plain}"
+    "The timestep's frequencies are those of the authors (`downscale_freq_shift=0`), which no field of diffusers' "
+    "config says: fastdit sets them, {plain}"
 )
 NOTES = {
-    True: "plain diffusers loads the folder as a dense DiT with slightly different embeddings (about 6 % of the output).",
-    False: "plain diffusers does not, and knows nothing of the sparse token grid: its pictures from this folder are wrong.",
+    True: "plain diffusers does not, and loads the folder as a dense DiT whose output is about 6 % off.",
+    False: "plain diffusers does not, and knows no sparse token grid: its pictures are wrong.",
 }
 SIGMA = (
-    "The model predicts a learned variance too ({outputs} output channels for {inputs}). diffusers' DiTPipeline drops it "
-    "and samples with the scheduler's own, so figures of the authors' sampler do not carry over."
+    "The model predicts a learned variance too ({outputs} output channels for {inputs}). diffusers' DiTPipeline drops "
+    "it and samples with the scheduler's own, so figures of the authors' sampler do not carry over."
 )
 GUIDANCE = (
-    "The authors guide the first three latent channels only, DiTPipeline guides all. `guidance_channels=3` of the method "
-    "(or `fastdit convert {name} ... --guidance-channels 3`) does as the authors do."
+    "The authors guide the first three latent channels only, DiTPipeline guides all. `guidance_channels=3` of the "
+    "method (or `fastdit convert {name} ... --guidance-channels 3`) does as the authors do."
 )
 NO_VAE = "No VAE is in this folder: pass `vae=AutoencoderKL.from_pretrained(...)` when loading, as decoding needs it."
 CLASSES = (

@@ -25,7 +25,7 @@ def read(source: Source, num_heads: int | None) -> Converted:
 
 def _routers(source: Source, block: str, width: int, rows: int) -> dict[str, dict[str, Tensor]]:
     found = {ours: source.linear(f"{block}.{theirs}", rows, width) for ours, theirs in ROUTERS.items()}
-    hidden = width // 16
+    hidden = max(1, width // 16)
     found["tokens.hidden"] = source.linear(f"{block}.token_selection.mlp_head.0", hidden, width)
     found["tokens.out"] = source.linear(f"{block}.token_selection.mlp_head.2", 1, hidden)
     return found

@@ -1,5 +1,7 @@
 """The folder that a conversion writes: a diffusers DiTPipeline that is an adapter too, a recipe and a model card."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +55,26 @@ def write_pipeline(
     card = model_card(converted, origin, bool(vae), recipe.call)
 
     def write(folder: Path) -> None:
-        diffusers.DiTPipeline(transformer=transformer, vae=vae, scheduler=scheduler).save_pretrained(folder)
+        with _quietly():
+            diffusers.DiTPipeline(transformer=transformer, vae=vae, scheduler=scheduler).save_pretrained(folder)
         if labels is not None:
             write_json(folder / "model_index.json", {**read_json(folder / "model_index.json"), "id2label": labels})
-        save_file({name: value.contiguous() for name, value in converted.own_state.items()}, folder / OWN)
+        save_file(runtime.module.state_dict(), folder / OWN)
         write_texts(adapter, folder, merged=True)
         (folder / CARD).write_text(card, encoding="utf-8")
         recipe.save(folder / BESIDE_MODEL)
 
     return write_folder(out, write)
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Without diffusers' warning of a VAE that is none, as that is meant."""
+    from diffusers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)

@@ -24,7 +24,7 @@ def read_vae(source: str | None, channels: int) -> Any:
 
 
 def read_scheduler(source: str | None) -> Any:
-    """The scheduler of an id, a folder or a pipeline's folder; by default DDIM on the schedule that DiT is trained on."""
+    """The scheduler of an id, a folder or a pipeline's folder; by default DDIM on DiT's training schedule."""
     import diffusers
 
     if source is None:
@@ -32,10 +32,13 @@ def read_scheduler(source: str | None) -> Any:
             num_train_timesteps=1000, beta_start=1e-4, beta_end=0.02, beta_schedule="linear", clip_sample=False
         )
     try:
-        config = diffusers.SchedulerMixin.load_config(source, **_inside(source, "scheduler"))
-        return getattr(diffusers, config["_class_name"]).from_config(config)
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+        config = diffusers.DDIMScheduler.load_config(source, **_inside(source, "scheduler"))  # of any class
+    except (OSError, ValueError) as error:
         raise ValueError(f"--scheduler {source} cannot be loaded: {first_line(error)}") from error
+    cls = getattr(diffusers, str(config.get("_class_name")), None)
+    if cls is None or not hasattr(cls, "set_timesteps"):
+        raise ValueError(f"--scheduler {source} is no diffusers scheduler, but {config.get('_class_name')}")
+    return cls.from_config(config)
 
 
 def read_labels(path: str | Path | None, classes: int) -> dict[str, str] | None:

@@ -14,7 +14,7 @@ HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}  # of DiT-S, B, L and XL, by their
 FREQUENCIES = 256  # values that a timestep is turned into
 
 # Linear layers of an attention, each as (C, C) parts one below the other, and diffusers' layers that the parts become.
-ATTENTION = {
+ATTENTION: dict[str, dict[str, tuple[str, ...]]] = {
     "self": {"attn.qkv": ("to_q", "to_k", "to_v")},
     "cross": {"attn.q": ("to_q",), "attn.kv": ("to_k", "to_v")},
     "pooled": {"attn.v": ("to_v",)},
@@ -89,7 +89,7 @@ def _heads(label: str, width: int, known: int | None, given: int | None) -> int:
             f"--num-heads: {label} has width {width}, and heads are known for {widths} only: say how many it has"
         )
     if heads < 1 or width % heads:
-        raise ValueError(f"--num-heads {heads}: it must divide the width {width} of {label}")
+        raise ValueError(f"--num-heads: {heads} heads do not divide the width {width} of {label}")
     return heads
 
 
@@ -140,7 +140,7 @@ def _take_positions(source: Source, geometry: Geometry) -> None:
     """They are fixed and diffusers computes them: ValueError if these are others."""
     found = source.take("pos_embed", 1, geometry.side**2, geometry.width)
     table = positions(geometry.side, geometry.width)
-    if "pos_embed" not in source.missing and (found[0] - table).abs().max() > 1e-2:  # room for a file in bfloat16
+    if source.sound and (found[0] - table).abs().max() > 1e-2:  # room for a file in bfloat16
         raise ValueError(
             f"{source.label}: pos_embed is not DiT's fixed table of sines and cosines, and diffusers keeps no other"
         )

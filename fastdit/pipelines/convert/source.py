@@ -1,4 +1,4 @@
-"""An authors' checkpoint as it lies on the disk: read safely, and taken tensor by tensor, with one error for all faults."""
+"""An authors' checkpoint as it lies on the disk: read safely, taken tensor by tensor, one error for all its faults."""
 
 import argparse
 import pickle
@@ -24,7 +24,7 @@ class Source:
 
     @classmethod
     def open(cls, path: Path) -> "Source":
-        """Read a .safetensors file, or else torch's own format without any code in it; ValueError says what is wrong."""
+        """Read a .safetensors file, or else torch's own format without any code in it; ValueError if it is neither."""
         if not path.is_file():
             raise ValueError(f"checkpoint {path} does not exist: give the file that the authors published")
         data = _safetensors(path) if path.suffix == ".safetensors" else _torch(path)
@@ -66,6 +66,11 @@ class Source:
             absent = min(set(range(len(found))) - found)
             raise ValueError(f"{self.label} lacks {prefix}.{absent}, while {prefix}.{max(found)} is there")
         return len(found)
+
+    @property
+    def sound(self) -> bool:
+        """Whether all that was taken so far was there as expected."""
+        return not self.missing and not self.misshapen
 
     def finish(self, title: str) -> None:
         """ValueError that lists what was missing, misshapen and never taken."""
