@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from fastdit import DyDiT, accelerate
 from fastdit.core.macs import CountMacs
-from fastdit.methods.dydit.method import DyDiTPlan
+from fastdit.methods.dydit.plan import DyDiTPlan
 
 TIMESTEP = 500
 WHOLE, ANEW, MASKED = "heads, channels and tokens", "  table and slices made anew", "  the authors' form: masks"
@@ -88,8 +88,8 @@ def counts(runtime, batch: int) -> Tensor:
 @torch.no_grad()
 def route(runtime, streams: list[Tensor]) -> None:
     """What the routers do in a forward: the gates of its timestep, and the rows of each block."""
-    runtime.tables.clear()
-    runtime.table(float(TIMESTEP))
+    runtime.tables.known.clear()
+    runtime.tables.at(float(TIMESTEP))
     for block, stream in zip(runtime.blocks, streams, strict=True):
         block.routing.decide(stream)
 

@@ -45,7 +45,10 @@ class DyDiT(TrainedMethod):
     tie_guidance: bool = option(False, "both halves of the guidance let the same tokens in: what one of them wants")
     guidance_channels: int | None = guidance_option()
     slice_memory: float = option(
-        1.0, "GiB for sliced weights that are kept from step to step; 0 slices anew in every step", range=(0, None)
+        2.0,
+        "GiB for sliced weights that are kept over a run, one set for each timestep with gates of its own; what does not "
+        "fit is sliced anew in every step",
+        range=(0, None),
     )
 
     def __post_init__(self) -> None:

@@ -1,6 +1,5 @@
 """Sliced and changed weights, made once for each set of gates and kept within a memory."""
 
-from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -12,21 +11,24 @@ from fastdit.methods.lora import LowRank
 
 
 class Slices:
-    """Sliced weights by layer and gates, kept up to `memory` bytes, the longest unused go first."""
+    """Sliced weights by layer and gates, kept up to `memory` bytes.
+
+    What no longer fits is made anew whenever it is asked for: layers follow each other in a circle, where dropping
+    what was unused longest would always drop what is needed next.
+    """
 
     def __init__(self, memory: float) -> None:
         self.memory, self.bytes = memory, 0
-        self.known: OrderedDict[tuple, tuple[Tensor, Tensor | None]] = OrderedDict()
+        self.known: dict[tuple, tuple[Tensor, Tensor | None]] = {}
 
     def get(self, key: tuple, make: Callable[[], tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Tensor | None]:
         if key in self.known:
-            self.known.move_to_end(key)
             return self.known[key]
         pair = make()
-        self.known[key] = pair
-        self.bytes += _bytes(pair)
-        while self.bytes > self.memory and self.known:
-            self.bytes -= _bytes(self.known.popitem(last=False)[1])
+        size = _bytes(pair)
+        if self.bytes + size <= self.memory:
+            self.known[key] = pair
+            self.bytes += size
         return pair
 
     def clear(self) -> None:
@@ -60,14 +62,15 @@ def sliced_weights(
             if change is not None:
                 weight = weight.float() + change.delta(slot.path, embedding).to(weight.device)
             if rows is not None:
-                weight = weight[rows.to(weight.device)]
-                bias = bias if bias is None else bias[rows.to(bias.device)]
+                weight = weight.index_select(0, rows.to(weight.device))
+                bias = bias if bias is None else bias.index_select(0, rows.to(bias.device))
             if columns is not None:
-                weight = weight[:, columns.to(weight.device)]
+                weight = weight.index_select(1, columns.to(weight.device))
             return weight.to(device, dtype), bias if bias is None else bias.to(device, dtype)
 
         gates = (heads, channels) if slot.side == "both in" else heads if "heads" in slot.side else channels
         version = 0 if layer.weight.is_inference() else layer.weight._version
-        return slices.get((slot.path, gates, timestep, version, layer.weight.dtype, dtype, device), make)
+        stored = layer.weight.data_ptr(), version, layer.weight.dtype
+        return slices.get((slot.path, gates, timestep, stored, dtype, device), make)
 
     return weight_of

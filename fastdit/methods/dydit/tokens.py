@@ -132,8 +132,8 @@ class BlockTap:
 def on_rows(function: Callable[[Tensor], Tensor], x: Tensor, rows: Tensor) -> Tensor:
     """`function` of some flat rows of (B, S, C), zeros for all others."""
     flat = x.flatten(0, 1)
-    out = function(flat[rows])
-    return out.new_zeros(len(flat), out.shape[-1]).index_copy(0, rows, out).unflatten(0, x.shape[:2])
+    out = function(flat.index_select(0, rows))
+    return out.new_zeros(len(flat), out.shape[-1]).index_copy_(0, rows, out).unflatten(0, x.shape[:2])
 
 
 def attend_from(routing: TokenRouting) -> Callable[..., Tensor]:
