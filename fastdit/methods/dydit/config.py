@@ -46,7 +46,7 @@ class DyDiT(TrainedMethod):
     guidance_channels: int | None = guidance_option()
     slice_memory: float = option(
         2.0,
-        "GiB for sliced weights that are kept over a run, one set for each timestep with gates of its own; what does not "
+        "GiB for sliced weights that are kept over a run, a set for each timestep with gates of its own; what does not "
         "fit is sliced anew in every step",
         range=(0, None),
     )
