@@ -5,10 +5,13 @@ from typing import Any
 
 import diffusers
 import numpy as np
+import pytest
 import torch
+from PIL import Image
 from tiny import flow_euler, make_dit, make_flux, make_hunyuan, make_pixart, make_wan, noise, weights
 from torch import nn
 
+CAPTIONS = ["red apple", "pear", "kiwi"]
 WORDS = 7  # tokens of a stand-in's caption, unless the call asks for fewer
 
 
@@ -109,3 +112,21 @@ def hunyuan_video() -> Any:
 def pictures(count: int, *shape: int, seed: int = 0) -> np.ndarray:
     """Random uint8 pictures (count, *shape, 3)."""
     return np.random.default_rng(seed).integers(0, 256, (count, *shape, 3), dtype=np.uint8)
+
+
+def npz(folder: Any, count: int = 3, shape: Any = (16, 16), name: str = "data.npz", **told: Any) -> Any:
+    """An npz of random pictures, with CAPTIONS unless something else is told."""
+    np.savez(folder / name, x=pictures(count, *shape), **(told or {"c": np.array(CAPTIONS[:count])}))
+    return folder / name
+
+
+def save(file: Any, pixels: np.ndarray) -> None:
+    """Write a picture."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(file)
+
+
+def forbid(pipe: Any, monkeypatch: Any) -> None:
+    """Any encoding is a failure from now on."""
+    monkeypatch.setattr(pipe.vae, "encode", lambda *args: pytest.fail("the VAE was called"))
+    pipe.encode_prompt = lambda *args, **kwargs: pytest.fail("the text encoder was called")

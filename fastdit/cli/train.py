@@ -95,7 +95,7 @@ def train(
             frames=wanted.frames, guidance=wanted.guidance, skip_unreadable=wanted.skip_unreadable,
             text_drop=wanted.text_drop,
         )  # fmt: skip
-    with _showing(wanted, talks) as show:
+    with _showing(wanted, talks, accelerator.num_processes) as show:
         session = Session(trainee, samples, output, accelerator, about, show)
         result = session.run()
     _tell(session, result, output)
@@ -143,7 +143,9 @@ def _counting(on: bool) -> Iterator[Callable[[str, int, int], None]]:
 
 
 @contextmanager
-def _showing(options: TrainOptions, on: bool) -> Iterator[Callable[[int, float, Mapping[str, float]], None]]:
+def _showing(
+    options: TrainOptions, on: bool, processes: int
+) -> Iterator[Callable[[int, float, Mapping[str, float]], None]]:
     """A bar with loss, share, speed and time left; where stderr is no terminal, a line a minute."""
     if not on:
         yield lambda step, progress, values: None
@@ -168,7 +170,7 @@ def _showing(options: TrainOptions, on: bool) -> Iterator[Callable[[int, float, 
         if not first:
             first.append((step, progress, now))
             smooth = values["data"]
-            for text in options.warnings() if "target" in values else ():
+            for text in options.warnings(processes) if "target" in values else ():
                 typer.echo(f"warning: {text}", err=True)
             if console.is_terminal:
                 bar.start()

@@ -82,6 +82,7 @@ class PatchLedger:
                 )
 
     def undo(self) -> None:
-        """Undo everything, last change first; also after a failure half-way."""
+        """Undo everything, last change first; what cannot be undone stays recorded, and a second call tries it again."""
         while self._entries:
-            self._entries.pop().undo()
+            self._entries[-1].undo()
+            self._entries.pop()

@@ -34,6 +34,10 @@ class MethodReport:
         self._rows += calls * density
         self.density = self._rows / self.calls if self.calls else None
 
+    def density_below(self, share: float) -> bool:
+        """Whether the mean density is below a share, but for rounding."""
+        return self.density is not None and self.density < share - 1e-9
+
     def correct(self, calls: int, difference: float) -> None:
         """Change the density that was booked with the last `calls` calls by a difference."""
         self._rows += calls * difference

@@ -32,6 +32,7 @@ class Method:
     summary: ClassVar[str]
     version: ClassVar[int] = 1
     under_sharding: ClassVar[frozenset[str]] = frozenset()  # "ulysses", "ring": how the sequence may be split
+    sharding_reason: ClassVar[str] = "so tokens cannot be matched"  # why it may not be split at all
 
     @property
     def stage(self) -> Stage:
@@ -44,6 +45,16 @@ class Method:
         return frozenset()
 
     @property
+    def uses_guidance(self) -> bool:
+        """Whether the method asks which forwards are two halves of one guidance (`Forward.guided`)."""
+        return False
+
+    @property
+    def for_one_transformer(self) -> bool:
+        """Whether these settings hold what is one transformer's own, so that a second one cannot have it too."""
+        return False
+
+    @property
     def neutral(self) -> bool:
         """True where these settings leave the model exactly as it is."""
         raise NotImplementedError
@@ -54,6 +65,11 @@ class Method:
 
     def bring_weights(self, host: Host, ledger: PatchLedger) -> None:
         """Change the host's own weights, where the method brings some; they stay while it is set aside by `dense()`."""
+
+    @property
+    def replaces_weights(self) -> bool:
+        """Whether the host's own weights are others while this method is attached."""
+        return False
 
     def dense_reason(self) -> str | None:
         """Why there is no dense form of a host under this method, or None."""

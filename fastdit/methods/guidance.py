@@ -17,11 +17,13 @@ class GuidedChannels:
 
     channels: int | None
     guided: bool = False  # the forward under way holds the two halves of one guidance
+    conditional: int = 0  # which half has the condition
 
     def start(self) -> None:
         self.guided = False
 
     def install(self, host: Host, ledger: PatchLedger) -> None:
+        self.conditional = host.family.conditional_half
         if self.channels is not None:
             hook = torch.compiler.disable(self._after)
             ledger.add_hook(host.module.register_forward_hook(hook), f"{host.label}'s hook of guided channels")
@@ -31,6 +33,6 @@ class GuidedChannels:
             return None
         assert self.channels is not None
         if isinstance(output, tuple):
-            return (unguided_beyond(output[0], self.channels), *output[1:])
-        output.sample = unguided_beyond(output.sample, self.channels)
+            return (unguided_beyond(output[0], self.channels, self.conditional), *output[1:])
+        output.sample = unguided_beyond(output.sample, self.channels, self.conditional)
         return output

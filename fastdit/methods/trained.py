@@ -23,11 +23,17 @@ class TrainedMethod(Method):
     """Base of methods with parameters: `checkpoint` is the folder or Hub id of an adapter, None: untrained ones."""
 
     checkpoint: str | None
+    when_training: ClassVar[frozenset[str]] = frozenset()  # options that shape what is trained
+    sharding_reason: ClassVar[str] = "and routers and token grids need all of it"
     has_dense: ClassVar[bool] = True  # whether the host's weights mean something with the method set aside
 
     @property
     def stage(self) -> Stage:
         return "block tokens"
+
+    @property
+    def for_one_transformer(self) -> bool:
+        return self.checkpoint is not None
 
     def adapter(self) -> Adapter | None:
         """The adapter that the checkpoint names, read from its folder or the Hub; ValueError if it is another's."""
@@ -49,11 +55,21 @@ class TrainedMethod(Method):
         from fastdit.methods.adapter import bring_full, bring_time_frequency, check_adapter
 
         check_adapter(adapter, self.name, host.module)
-        bring_full(adapter, host, ledger)
         bring_time_frequency(adapter, host, ledger)
+        bring_full(adapter, host, ledger)  # last, so undone first: where the base cannot be put back, all stays
+
+    @property
+    def replaces_weights(self) -> bool:
+        adapter = self.adapter()
+        return adapter is not None and adapter.kind == "full"
 
     def dense_reason(self) -> str | None:
         if self.has_dense or self.checkpoint is None or self.neutral:
+            return None
+        adapter = self.adapter()
+        assert adapter is not None
+        in_place = adapter.kind == "full" or (adapter.folder / "model_index.json").is_file()  # merged or converted
+        if not in_place:
             return None
         return (
             f"{self.name}: dense() is not available, as the weights of {self.checkpoint} were trained with this method "

@@ -25,6 +25,7 @@ OFFERS = {  # what a family may offer to methods
     "cross_attention": "an attention to the text apart from self-attention, whose queries may be fewer",
     "dynamic_width": "self-attention and feed-forward layers whose heads and channels may be left out",
     "dynamic_tokens": "a feed-forward layer, or a whole parallel branch, that tokens may pass by",
+    "batched_guidance": "both halves of the guidance in one batch, told apart by their inputs",
     "token_grid": "blocks without rotary rows that may run on another grid of tokens, with keys of a second one",
 }
 
@@ -77,8 +78,9 @@ class ModelFamily:
     are told to the user by `fastdit models`.
 
     `time_embedder(transformer)` is (projection, embedder): what embeds the timestep alone, without class, text or
-    guidance; `time_factor` is what the transformer multiplies its timestep by before. `guided(arguments)` tells whether
-    the batch of a forward is two halves of one guidance. `norm_over_heads`: the norms of queries and keys run over all
+    guidance; `time_factor` is what the transformer multiplies its timestep by before. `guided(transformer, arguments)`
+    tells whether the batch of a forward is two halves of one guidance, of which `conditional_half` (0 or 1) has the
+    condition; who offers "batched_guidance" gives both. `norm_over_heads`: the norms of queries and keys run over all
     heads at once. `text_routing`: what tokens may pass by hangs on the text as well.
     """
 
@@ -101,7 +103,8 @@ class ModelFamily:
     ready_skeleton: Callable[[nn.Module], None] = lambda skeleton: None
     time_embedder: Callable[[nn.Module], tuple[nn.Module, nn.Module]] | None = None
     time_factor: float = 1.0
-    guided: Callable[[Arguments], bool] = lambda arguments: False
+    guided: Callable[[nn.Module, Arguments], bool] = lambda transformer, arguments: False
+    conditional_half: int = 0
     norm_over_heads: bool = False
     text_routing: bool = False
     called_alone: tuple[str, ...] = ()  # modules inside of blocks that the transformer calls besides the blocks

@@ -21,13 +21,14 @@ def _time_embedder(transformer: Any) -> tuple[Any, Any]:
     return embed.time_proj, embed.timestep_embedder
 
 
-def _guided(arguments: Any) -> bool:
-    """The pipeline's batch is [classes, no class]; the class after the last stands for none, and is not drawn else."""
+def _guided(transformer: Any, arguments: Any) -> bool:
+    """The pipeline's batch is [classes, no class]; the class after the last stands for none."""
     labels = arguments["class_labels"]  # (B,)
     if labels is None or len(labels) % 2 or labels.is_meta:
         return False
     first, second = labels.chunk(2)
-    return bool((second == second[0]).all() and (second[0] > first).all())
+    none = transformer.config.num_embeds_ada_norm
+    return bool((second == none).all() and (first < none).all())
 
 
 def _inputs(config: Any, batch: int, frames: int, height: int, width: int) -> dict[str, Any]:
@@ -46,7 +47,7 @@ DIT = register_family(
         groups=(BlockGroup("transformer_blocks", "attn1", feed_forward="ff", feed_forward_norm="norm3"),),
         layout=_layout,
         inputs=_inputs,
-        offers=frozenset({"tokens", "one_sdpa", "dynamic_width", "dynamic_tokens", "token_grid"}),
+        offers=frozenset({"tokens", "one_sdpa", "dynamic_width", "dynamic_tokens", "token_grid", "batched_guidance"}),
         prediction="epsilon",
         time_embedder=_time_embedder,
         guided=_guided,

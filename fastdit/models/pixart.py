@@ -23,7 +23,7 @@ def _time_embedder(transformer: Any) -> tuple[Any, Any]:
     return embed.time_proj, embed.timestep_embedder
 
 
-def _guided(arguments: Any) -> bool:
+def _guided(transformer: Any, arguments: Any) -> bool:
     """The pipeline's batch is the same latents twice, [no text, text]."""
     latents = arguments["hidden_states"]  # (B, C, H, W)
     if len(latents) % 2 or latents.is_meta:
@@ -63,10 +63,11 @@ PIXART = register_family(
         groups=(BlockGroup("transformer_blocks", "attn1", feed_forward="ff", feed_forward_norm="norm2"),),
         layout=_layout,
         inputs=_inputs,
-        offers=frozenset({"tokens", "one_sdpa", "dynamic_width", "dynamic_tokens", "token_grid"}),
+        offers=frozenset({"tokens", "one_sdpa", "dynamic_width", "dynamic_tokens", "token_grid", "batched_guidance"}),
         prediction="epsilon",
         time_embedder=_time_embedder,
         guided=_guided,
+        conditional_half=1,
         defaults=_defaults,
         quirks=("use_resolution_binning is off by default unless the sample size is 32, 64 or 128 with an 8x VAE",),
     )

@@ -18,6 +18,11 @@ def checked(methods: Sequence[Method], families: Sequence[ModelFamily]) -> list[
             if missing := method.missing(family):
                 lacks = "; ".join(OFFERS.get(need, need) for need in sorted(missing))
                 raise ValueError(f"{method.name} with these options does not fit {family.title}, which lacks: {lacks}")
+        if len(families) > 1 and method.for_one_transformer:
+            raise ValueError(
+                f"{method.name}: this pipeline has two transformers and a checkpoint holds the parameters of one: "
+                "accelerate one of them by itself, as in accelerate(pipe.transformer, [...])"
+            )
     for index, one in enumerate(methods):
         for other in methods[index + 1 :]:
             if reason := one.clash(other) or other.clash(one):
@@ -68,7 +73,7 @@ def check_sharding(host: Host, methods: Sequence[Method]) -> None:
             )
         raise RuntimeError(
             f"{method.name} cannot run under context parallelism: each process holds only a part of the "
-            "sequence, so tokens cannot be matched; disable parallelism or remove the method"
+            f"sequence, {method.sharding_reason}; disable parallelism or remove the method"
         )
 
 

@@ -6,6 +6,7 @@ from typing import Any
 from fastdit.attention.processor import ProcessorWrapper, wrap
 from fastdit.core.ledger import PatchLedger
 from fastdit.core.macs import forward_macs, signature_of, skeleton_of
+from fastdit.core.report import RunReport
 from fastdit.methods.base import Method
 from fastdit.methods.runtime import Forward, Host, Runtime, carry_out
 from fastdit.models.base import Rotary
@@ -54,6 +55,18 @@ class MacCounter:
         if not any(plan is not None for plan in plans):
             return dense, dense
         return dense, self._counted((shapes, forward.layout, tuple(plans)), args, kwargs, plans, forward)
+
+    def count_or_tell(
+        self, args: tuple, kwargs: dict[str, Any], plans: Sequence[Any], forward: Forward, report: RunReport
+    ) -> tuple[int, int]:
+        """The same; bookkeeping must never stop a run, so a model that cannot be counted is a warning in the report."""
+        try:
+            return self.count(args, kwargs, plans, forward)
+        except Exception as error:
+            note = f"MACs are not counted: the forward fails on the meta device ({type(error).__name__}: {error})"
+            if note not in report.warnings:
+                report.warnings.append(note)
+            return 0, 0
 
     def _counted(
         self, key: tuple, args: tuple, kwargs: dict[str, Any], plans: Sequence[Hashable], forward: Forward

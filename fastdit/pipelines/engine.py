@@ -19,10 +19,11 @@ from fastdit.core.ledger import PatchLedger
 from fastdit.core.memory import cuda_devices, peak_memory, start_measuring, wait_for
 from fastdit.core.report import MethodReport, RunReport
 from fastdit.methods.base import Method
-from fastdit.methods.runtime import DataDependent, Forward, Host, StepRuntime, Weights, carry_out, idle_reasons
+from fastdit.methods.runtime import Forward, Host, StepRuntime, Weights, carry_out, idle_reasons
 from fastdit.models.base import family_of
 from fastdit.pipelines.checks import attention_backends, check_backend, check_sharding, checked, note_cache
 from fastdit.pipelines.counter import MacCounter, bind
+from fastdit.pipelines.forwards import facts_of, settle
 from fastdit.pipelines.hosts import Attached, models_of, transformers_of
 from fastdit.pipelines.idle import Outlook, explain_idle, refuse_nothing
 
@@ -113,9 +114,13 @@ class Engine:
         self.on_steps = []
 
     def detach(self) -> None:
-        """Undo everything."""
+        """Undo everything; where the transformer's own weights cannot be put back, the methods stay and this raises."""
         self._uninstall()
-        self.watching.undo()
+        try:
+            self.watching.undo()
+        except BaseException:
+            self._install()
+            raise
         self.attached.clear()
 
     def set_methods(self, methods: Sequence[Method]) -> None:
@@ -243,28 +248,12 @@ class Engine:
     def _before_forward(self, item: Attached, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         """Plan one forward: what every method does, and what it costs. Outside compiled code by design."""
         family, clock, report = item.host.family, self.clock, self.report
-        arguments = family.arguments(args, kwargs)
-        layout = family.layout(module, arguments)
         if clock.open and clock.step_index == 0:
             clock.expect(getattr(self.target, "_num_timesteps", None))
-        noise = clock.noise
-        in_run = noise is not None
+        in_run = clock.noise is not None
         if in_run:
             clock.next_pass()
-        hidden_states = arguments["hidden_states"]
-        forward = Forward(
-            layout=layout,
-            batch=hidden_states.shape[0],
-            noise=family.noise(arguments) if noise is None else noise,
-            step_index=clock.step_index if in_run else -1,
-            num_steps=clock.num_steps,
-            pass_index=max(clock.pass_index, 0),
-            device=hidden_states.device,
-            dtype=hidden_states.dtype,
-            timestep=family.timestep(arguments),
-            guided=family.guided(arguments),
-            training=module.training and torch.is_grad_enabled(),
-        )
+        forward = facts_of(family, module, family.arguments(args, kwargs), clock, self.on_transformers)
         if in_run and report.evaluations == 0:
             self._refuse_nothing(forward)
         plans = [runtime.plan(forward) for runtime in item.runtimes]
@@ -272,33 +261,15 @@ class Engine:
             if text not in report.warnings:  # two transformers have the same
                 report.warnings.append(text)
         carry_out(item.runtimes, plans, forward, item.host)
-        dense, executed = self._count(item, args, kwargs, plans, forward)
+        began = time.perf_counter()
+        dense, executed = item.counter.count_or_tell(args, kwargs, plans or [None], forward, report)
+        self.counting += time.perf_counter() - began
         row = report.book(forward.step_index, forward.noise, dense, executed)
         for method, runtime, plan in zip(self.on_transformers, item.runtimes, plans, strict=False):
             row.density[method.name] = runtime.book(plan, forward)
 
     def _after_forward(self, item: Attached, *_: Any) -> None:
-        """Take out of the count what a forward turned out not to do."""
-        for method, runtime in zip(self.on_transformers, item.runtimes, strict=False):
-            if isinstance(runtime, DataDependent) and self.report.rows:
-                spared, self.report.rows[-1].density[method.name] = runtime.settle()
-                self.report.rows[-1].macs_executed -= spared
-                self.report.macs_executed -= spared
-
-    def _count(
-        self, item: Attached, args: tuple, kwargs: dict[str, Any], plans: list[Any], forward: Forward
-    ) -> tuple[int, int]:
-        """MACs of the forward; bookkeeping must never stop a run, so a model that cannot be counted is a warning."""
-        began = time.perf_counter()
-        try:
-            return item.counter.count(args, kwargs, plans or [None], forward)
-        except Exception as error:
-            note = f"MACs are not counted: the forward fails on the meta device ({type(error).__name__}: {error})"
-            if note not in self.report.warnings:
-                self.report.warnings.append(note)
-            return 0, 0
-        finally:
-            self.counting += time.perf_counter() - began
+        settle(self.on_transformers, item.runtimes, self.report)
 
     def _devices(self) -> list[torch.device]:
         """Where the transformers are, or will be once offloading brings them there."""

@@ -35,7 +35,7 @@ class FastDiTPipeline:
         Without methods and without a recipe (fastdit.json) beside the model it runs dense, and says so.
         """
         path = locate(model)
-        recipe = _recipe_for(path, methods)
+        recipe = _recipe_for(path, methods, kwargs)
         loading = _load_method(recipe)
         if loading is None:
             return extend(load_pipeline(path, **kwargs), recipe)
@@ -47,7 +47,7 @@ class FastDiTPipeline:
     def from_single_file(cls, file: str | Path, config: str | Path, methods: Methods = None, **kwargs: Any) -> Any:
         """Load the transformer from one original checkpoint file, the rest from the diffusers folder `config`."""
         path = locate(config)
-        recipe = _recipe_for(path, methods)
+        recipe = _recipe_for(path, methods, kwargs)
         if loading := _load_method(recipe):
             raise ValueError(
                 f"{loading.name} reads a diffusers folder, and not a file with another library's names: save the "
@@ -85,9 +85,16 @@ class FastDiTPipeline:
         self._fastdit_call = {**self._fastdit_call, **defaults}
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> Any:
-        """Diffusers' own; refused while the weights are streamed from disk."""
+        """Diffusers' own, without the methods; refused while the weights are streamed from disk."""
         if self._fastdit.weights is not None:
             self._fastdit.weights.refuse_saving()
+        for method in self.methods:
+            if method.replaces_weights:
+                warnings.warn(
+                    f"save_pretrained writes the weights that {method.name} brought, without the method that they were "
+                    "trained for: use fastdit.pipelines.merged.save_merged(pipe, folder)",
+                    stacklevel=2,
+                )
         return super().save_pretrained(*args, **kwargs)  # type: ignore[misc]
 
     def restore(self) -> None:
@@ -95,9 +102,9 @@ class FastDiTPipeline:
         self._fastdit.set_methods([])
 
 
-def _recipe_for(path: str | Path, methods: Methods) -> Recipe:
+def _recipe_for(path: str | Path, methods: Methods, kwargs: dict[str, Any]) -> Recipe:
     """The given methods or the recipe beside the model; the call defaults beside the model hold in both cases."""
-    beside = recipe_beside(path)
+    beside = recipe_beside(path, **kwargs)
     if methods is None and beside is None:
         warnings.warn(
             f"no methods were given and {path} has no fastdit.json beside it: the pipeline runs dense. Pass "
@@ -202,7 +209,7 @@ class Handle:
             self._engine: Engine = extend(target, recipe)._fastdit
             return
         self._engine = Engine(target, recipe.methods)
-        self._engine.watching.set_attribute(getattr(target, "_orig_mod", target), "_fastdit_handle", self)
+        self._engine.identity.set_attribute(getattr(target, "_orig_mod", target), "_fastdit_handle", self)
 
     @property
     def report(self) -> RunReport:
@@ -217,6 +224,7 @@ class Handle:
         if not self._is_pipe:
             self._engine.give_back()
             self._engine.detach()
+            self._engine.identity.undo()
         elif isinstance(self._target, FastDiTPipeline) and self._target._fastdit is self._engine:
             restore(self._target)
 

@@ -26,10 +26,35 @@ def locate(model: str | Path) -> str | Path:
     return text
 
 
-def recipe_beside(path: str | Path) -> Recipe | None:
-    """The recipe that ships in a local model folder, if there is one."""
-    file = Path(path) / BESIDE_MODEL
+def recipe_beside(path: str | Path, **kwargs: Any) -> Recipe | None:
+    """The recipe that ships in a model's folder, here or on the Hub, if there is one; `kwargs` are the loader's own."""
+    folder = Path(path)
+    if isinstance(path, str) and not folder.exists() and path.count("/") == 1:
+        fetched = _recipe_folder(path, **kwargs)
+        if fetched is None:
+            return None
+        folder = fetched
+    file = folder / BESIDE_MODEL
     return Recipe.load(file) if file.is_file() else None
+
+
+def _recipe_folder(repo_id: str, **kwargs: Any) -> Path | None:
+    """Where the Hub's client keeps a model's recipe and the adapter at its root, which the recipe may name by "."."""
+    import huggingface_hub
+
+    from fastdit.methods.adapter.folder import FILES
+
+    names = ("cache_dir", "local_files_only", "token", "revision")
+    options: dict[str, Any] = {name: kwargs[name] for name in names if name in kwargs}
+    try:
+        huggingface_hub.hf_hub_download(repo_id, BESIDE_MODEL, **options)
+    except Exception:  # no recipe, no connection or no such model, of which the model's own loader tells
+        return None
+    try:
+        files = [BESIDE_MODEL, *FILES]
+        return Path(huggingface_hub.snapshot_download(repo_id, allow_patterns=files, **options))
+    except Exception as error:  # the client's errors have no class in common
+        raise ValueError(f"cannot fetch what {BESIDE_MODEL} of model {repo_id} needs: {first_line(error)}") from error
 
 
 def local_folder(path: str | Path, **kwargs: Any) -> Path:

@@ -10,6 +10,7 @@ from fastdit.methods.adapter import Adapter, check_replaceable, describe_base
 from fastdit.methods.adapter.folder import FILES, LORA, OWN
 from fastdit.methods.adapter.writing import write_texts
 from fastdit.methods.trained import TrainedMethod
+from fastdit.pipelines.fast_pipeline import FastDiTPipeline
 from fastdit.pipelines.hosts import transformers_of
 from fastdit.pipelines.recipes import BESIDE_MODEL, Recipe
 
@@ -26,7 +27,7 @@ def save_merged(pipe: Any, folder: str | Path) -> Path:
     check_replaceable(folder, _entries(folder))
 
     def write(temporary: Path) -> None:
-        pipe.save_pretrained(temporary)
+        super(FastDiTPipeline, pipe).save_pretrained(temporary)  # diffusers' own, which warns of nothing
         kind = "routers" if adapter.kind == "full" else adapter.kind
         for name in (OWN, LORA) if kind == "lora" else (OWN,):
             shutil.copyfile(adapter.folder / name, temporary / name)

@@ -10,11 +10,12 @@ from fastdit.core.files import write_whole
 LOG, PICTURE = "log.jsonl", "curves.png"
 PANELS = {  # title of a panel: (name in the log, label)
     "loss": (("data", "training"), ("complete", "complete model"), ("validation", "validation (averaged weights)")),
-    "share of MACs executed": (
-        ("share", "of the routed"),
-        ("routed", "of the routed, validation"),
-        ("macs", "of all, validation"),
-        ("target", "target"),
+    "share executed": (
+        ("share", "of the routable work"),
+        ("routed", "of the routable work, validation"),
+        ("target", "target, of the routable work"),
+        ("executed", "of all MACs"),
+        ("macs", "of all MACs, validation"),
     ),
     "learning rate": (("lr", "learning rate"),),
 }

@@ -140,11 +140,11 @@ def open_samples(
         part(pipe, name)
     check_channels(pipe, conditions)
     if not 0 <= text_drop <= 1:
-        raise ValueError(f"text_drop must lie between 0 and 1, got {text_drop:g}")
+        raise ValueError(f"--text-drop must lie between 0 and 1, got {text_drop:g}")
     source = open_source(data, conditions.video)
     if only is not None:
         if conditions.told != "captions":
-            raise ValueError(f"only: {family.title} is told classes and no captions; choose folders or rows instead")
+            raise ValueError(f"--only: {family.title} is told classes and no captions; choose folders or rows instead")
         source = only_captions(source, only)
     told = source.told(conditions.told)
     _check_labels(conditions, pipe, told, source)
@@ -202,8 +202,8 @@ def _readable(source: Source, size: Size, folder: Path, skip: bool, progress: Pr
         count = f"{len(failed)} of {len(source)} files in {source.path} cannot be used{first_of(list(failed))}"
         reason = next(iter(failed.values()))
         if not skip or len(failed) == len(source):
-            mend = "mend or remove them" if skip else "mend or remove them, or leave them out with skip_unreadable"
-            raise ValueError(f"data: {count}; {mend}. The first: {reason}")
+            mend = "mend or remove them" if skip else "mend or remove them, or leave them out with --skip-unreadable"
+            raise ValueError(f"--data: {count}; {mend}. The first: {reason}")
         warnings.warn(f"{count}: left out. The first: {reason}", stacklevel=3)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(file, failed)
@@ -231,6 +231,6 @@ def _check_labels(conditions: Conditions, pipe: Any, told: list[Any], source: So
     wrong = [name for name, label in zip(source.names, told, strict=True) if not 0 <= label < classes]
     if wrong:
         raise ValueError(
-            f"data: {len(wrong)} of {len(source)} samples in {source.path} have a class outside of 0 to {classes - 1}"
+            f"--data: {len(wrong)} of {len(source)} samples in {source.path} have a class outside of 0 to {classes - 1}"
             f"{first_of(wrong)}, which this model does not have"
         )

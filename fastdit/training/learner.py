@@ -24,13 +24,14 @@ class Learner(nn.Module):
     def __init__(
         self, transformer: nn.Module, family: ModelFamily, objective: Objective, options: TrainOptions,
         runtime: TrainedRuntime | None = None, low_rank: TimeLoRA | None = None, teacher: nn.Module | None = None,
+        weighting: str = "none",
     ) -> None:  # fmt: skip
         super().__init__()
         self.transformer = transformer
         self.method = None if runtime is None else runtime.module
         self.low_rank = low_rank
         self.runtime, self.family, self.objective, self.options = runtime, family, objective, options
-        self.weighting = "none" if options.min_snr is None else "min-snr"
+        self.weighting = weighting
         self._teacher = (teacher,)
 
     def forward(self, batch: Batch, target: float | None = None) -> dict[str, Tensor]:

@@ -149,6 +149,15 @@ class LearnedSigma(Epsilon):
         return super().loss(prediction, latents, noise, time, weighting) + self.count / 1000 * bound
 
 
+PUBLISHED_MIN_SNR = {("flexdit", Epsilon.name), ("flexdit", LearnedSigma.name)}  # (method, objective), gamma 5
+
+
+def weighting_of(min_snr: float | None, method: str | None, objective: Objective) -> str:
+    """The weighting of a run: as --min-snr says (0: none), or without it as the method was published."""
+    wanted = (method, objective.name) in PUBLISHED_MIN_SNR if min_snr is None else min_snr > 0
+    return "min-snr" if wanted else "none"
+
+
 OBJECTIVES: Registry[Callable[[Any, ModelFamily, float], Objective]] = Registry("objective")
 OBJECTIVES.register(Flow.name, Flow)
 OBJECTIVES.register(Epsilon.name, Epsilon)

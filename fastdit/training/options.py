@@ -48,7 +48,10 @@ class TrainOptions:
     distill: float = _option(0.0, "weight of the distance to the dense base model's prediction", least=0)
     times: str = _option("stratified", "how times are drawn", choices=("stratified", "logit-normal"))
     strata: int = _option(4, "equal parts of [0, 1] that each batch has times from in turn", least=1)
-    min_snr: float | None = _option(None, "gamma of min-SNR weighting, for models that predict noise: 5", above=0)
+    min_snr: float | None = _option(
+        None, "gamma of min-SNR weighting, 0: none; if not given 5 for flexdit on models that predict noise, else none",
+        least=0,
+    )  # fmt: skip
 
     lr: float = _option(1e-4, "learning rate of AdamW", above=0)
     router_lr: float = _option(
@@ -144,15 +147,22 @@ class TrainOptions:
         left = min(1.0, (1 - progress) / self.cooldown) if self.cooldown else 1.0
         return rise * (left if self.cooldown_shape == "linear" else 0.5 - 0.5 * math.cos(math.pi * left))
 
-    def warnings(self) -> list[str]:
-        """What is allowed and probably not meant."""
+    def warnings(self, processes: int = 1) -> list[str]:
+        """What is allowed and probably not meant, where a run steers to a target."""
+        found = []
         end = self.hold + self.warmup
         if self.last_step is not None and end >= self.last_step:
-            return [
+            found.append(
                 f"the target falls to {self.goal:g} only at step {end} (--hold + --warmup), and the run ends at step "
                 f"{self.last_step}: it will not be reached"
-            ]
-        return []
+            )
+        part = self.batch // (processes * self.accumulate)
+        if part < self.strata and part < self.batch:
+            found.append(
+                f"each part of a step has {part} samples, fewer than --strata {self.strata}, and each alone is held to the "
+                "target, so gates come to depend less on the timestep: give a larger --batch or a smaller --accumulate"
+            )
+        return found
 
     def to_dict(self) -> dict[str, Any]:
         """All options, ready for JSON."""

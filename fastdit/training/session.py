@@ -3,16 +3,17 @@
 import contextlib
 import math
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from fastdit.training import checkpoints, results
+from fastdit.training import checkpoints, results, target
 from fastdit.training.average import Average
 from fastdit.training.batches import Batches, Order
-from fastdit.training.curves import Curves
+from fastdit.training.curves import Curves, read_rows
 from fastdit.training.data import Samples
 from fastdit.training.options import TrainOptions
 from fastdit.training.stopping import Stopping
@@ -157,7 +158,7 @@ class Session:
     def _gradients(self, step: int, progress: float) -> dict[str, float]:
         """Accumulate the gradients of one step; returns the means of the loss's parts on this process."""
         options, accelerator = self.options, self.accelerator
-        target = options.target_at(step)
+        steered_to = options.target_at(step)
         sums: dict[str, torch.Tensor] = {}
         for part in range(options.accumulate):
             batch, conditions_again = self.batches.take(step, part)
@@ -168,14 +169,17 @@ class Session:
                 sums["complete"] = sums.get("complete", 0) + parts["data"]
             last = part == options.accumulate - 1
             with contextlib.nullcontext() if last else accelerator.no_sync(self.prepared):
-                parts = self.prepared(batch, target)
+                parts = self.prepared(batch, steered_to)
                 accelerator.backward(parts["loss"] / options.accumulate)
             for name, value in parts.items():
                 sums[name] = sums.get(name, 0) + value.detach()
-        if options.target is not None and "share" not in sums:
-            raise ValueError("--target: only a method that routes (dydit) can be steered to one, leave it out")
         mean = torch.stack([value.float() for value in sums.values()]) / options.accumulate
-        return dict(zip(sums, mean.tolist(), strict=True))
+        values = dict(zip(sums, mean.tolist(), strict=True))
+        report = self.trainee.engine.report
+        if "share" not in values:  # gates under training only mask: all their MACs are executed
+            values["executed"] = report.macs_executed / max(1, report.macs_dense)
+        self.trainee.engine.renew_report()
+        return values
 
     def _clip(self) -> float:
         """Scale gradients that are too long down; returns the norm that they had."""
@@ -201,7 +205,7 @@ class Session:
         if wrong:
             saved = checkpoints.steps_saved(self.out)
             last = f"the last good checkpoint is {checkpoints.folder_of(self.out, saved[-1])}" if saved else (
-                "no checkpoint had been written yet"
+                f"no checkpoint had been written yet (--save-every {self.options.save_every}): nothing of it is kept"
             )  # fmt: skip
             raise RuntimeError(
                 f"training stopped at step {self.step + 1}: {', '.join(wrong)}; {last}; try a smaller --lr "
@@ -215,8 +219,6 @@ class Session:
         self.show(self.step, progress, values)
         for name, value in values.items():
             self.window.setdefault(name, []).append(value)
-        if self.step % options.log_every == 0:
-            self.trainee.engine.renew_report()  # it is not read here, and must not grow
         if self.step % options.log_every == 0 or progress >= 1 or self.stopped:
             means = {name: sum(found) / len(found) for name, found in self.window.items()}
             self._enter({**means, "seconds": self.seconds})
@@ -274,12 +276,16 @@ class Session:
         """Write what the run was for, with the averaged weights."""
         if not self.main:
             return None
+        share = target.reached(read_rows(self.out))
+        if share is not None and (text := target.missed(share, self.options)):
+            warnings.warn(text, stacklevel=2)
         with self.average.swapped():
-            return self.trainee.write(self.out, self.run_is["--model"], self._story())
+            return self.trainee.write(self.out, self.run_is["--model"], self._story(share))
 
-    def _story(self) -> dict[str, Any]:
+    def _story(self, share: float | None) -> dict[str, Any]:
         """How it was trained, for people: options that are not the defaults, and no paths."""
         plain = TrainOptions().to_dict()
         given = {name: value for name, value in self.options.to_dict().items() if value != plain[name]}
         given |= {name: Path(str(given[name])).name for name in ("only", "init") if name in given}
-        return {"steps": self.step, "minutes": round(self.seconds / 60, 1), "options": given}
+        reached = {} if share is None else {"share": round(share, 3), "target": self.options.goal}
+        return {"steps": self.step, "minutes": round(self.seconds / 60, 1), **reached, "options": given}

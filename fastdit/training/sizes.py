@@ -34,11 +34,13 @@ def size_of(
         if side % multiple or side < multiple:
             lower = max(multiple, side // multiple * multiple)
             raise ValueError(
-                f"size: samples of {height} x {width} pixels do not fit, as both sides must be multiples of {multiple}:"
-                f" give size {lower} or {lower + multiple}"
+                f"--size: samples of {height} x {width} pixels do not fit, as both sides must be multiples of "
+                f"{multiple}: give --size {lower} or {lower + multiple}"
             )
     if conditions.square and height != width:
-        raise ValueError(f"size: this model takes square pictures alone, not {height} x {width}: give size {height}")
+        raise ValueError(
+            f"--size: this model takes square pictures alone, not {height} x {width}: give --size {height}"
+        )
     return Size(height, width, _frames(pipe, source, frames) if conditions.video else None)
 
 
@@ -61,10 +63,11 @@ def _frames(pipe: Any, source: Source, frames: int | None) -> int:
     if frames < 1 or (frames - 1) % step:
         lower = max(0, frames - 1) // step * step + 1
         raise ValueError(
-            f"frames {frames} does not fit, as this VAE takes 1 and a multiple of {step}: use {lower} or {lower + step}"
+            f"--frames {frames} does not fit, as this VAE takes 1 and a multiple of {step}: use {lower} or "
+            f"{lower + step}"
         )
     if known and known < frames:
-        raise ValueError(f"frames {frames}: the videos in {source.path} have {known}")
+        raise ValueError(f"--frames {frames}: the videos in {source.path} have {known}")
     return frames
 
 

@@ -41,7 +41,7 @@ class Source:
         without = [name for name, value in zip(self.names, found, strict=True) if value is None]
         if without:
             raise ValueError(
-                f"data: {len(without)} of {len(self)} samples in {self.path} have no {what[:-1]}{first_of(without)}; "
+                f"--data: {len(without)} of {len(self)} samples in {self.path} have no {what[:-1]}{first_of(without)}; "
                 + _MENDS[what]
             )
         return found
@@ -77,7 +77,7 @@ def open_source(path: Path, video: bool) -> Source:
     if path.is_dir():
         return folder_source(path, video)
     if not path.is_file():
-        raise ValueError(f"data: {path} does not exist; give a folder of {_kind(video)} or an npz")
+        raise ValueError(f"--data: {path} does not exist; give a folder of {_kind(video)} or an npz")
     return npz_source(path, video)
 
 
@@ -90,16 +90,16 @@ def only_captions(source: Source, file: Path) -> Source:
     try:
         wanted = [line.strip() for line in Path(file).read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"only: {file} cannot be read: {error}") from error
+        raise ValueError(f"--only: {file} cannot be read: {error}") from error
     if not wanted:
-        raise ValueError(f"only: {file} holds no caption; write one a line")
+        raise ValueError(f"--only: {file} holds no caption; write one a line")
     places = defaultdict(list)
     for number, caption in enumerate(source.captions):
         places[caption].append(number)
     missing = [caption for caption in wanted if caption not in places]
     if missing:
         raise ValueError(
-            f"only: {len(missing)} of the {len(wanted)} captions in {file} are of no sample in {source.path}"
+            f"--only: {len(missing)} of the {len(wanted)} captions in {file} are of no sample in {source.path}"
             f"{first_of(missing)}; remove these lines"
         )
     return source.take([number for caption in dict.fromkeys(wanted) for number in places[caption]])
@@ -114,16 +114,18 @@ def npz_source(path: Path, video: bool) -> Source:
         told = {name: file[name] for name in ("c", "y", "labels") if name in file.files}
         shape, dtype = _header(file, "x") if "x" in file.files else (None, None)
     except Exception as error:  # numpy's and zipfile's readers raise half a dozen kinds for damaged files
-        raise ValueError(f"data: {path} is no npz that can be read: {error}") from error
+        raise ValueError(f"--data: {path} is no npz that can be read: {error}") from error
     wanted = "x uint8 (n, F, H, W, 3)" if video else "x uint8 (n, H, W, 3)"
     if shape is None:
-        raise ValueError(f"data: {path} holds {', '.join(file.files) or 'nothing'} and no x; save {wanted}")
+        raise ValueError(f"--data: {path} holds {', '.join(file.files) or 'nothing'} and no x; save {wanted}")
     if dtype != np.uint8 or len(shape) != (5 if video else 4) or shape[-1] != 3 or 0 in shape:
-        raise ValueError(f"data: x of {path} is {dtype} {shape}; this model needs {_kind(video)}: save {wanted}")
+        raise ValueError(f"--data: x of {path} is {dtype} {shape}; this model needs {_kind(video)}: save {wanted}")
     count = shape[0]
     for name, values in told.items():
         if values.shape != (count,):
-            raise ValueError(f"data: {name} of {path} has shape {values.shape}, and x {count} samples: save ({count},)")
+            raise ValueError(
+                f"--data: {name} of {path} has shape {values.shape}, and x {count} samples: save ({count},)"
+            )
     pixels: list[np.ndarray] = []  # x once it was read
 
     def read(number: int, frames: int | None) -> np.ndarray:
@@ -165,7 +167,8 @@ def folder_source(path: Path, video: bool) -> Source:
         files = [file for file in everything if file.suffix.lower() in kinds]
         if not files:
             raise ValueError(
-                f"data: {path} holds no {_kind(video)}: none of its {len(everything)} files is one of {' '.join(kinds)}"
+                f"--data: {path} holds no {_kind(video)}: none of its {len(everything)} files is one of "
+                f"{' '.join(kinds)}"
             )
         folders = sorted({file.relative_to(path).parts[0] for file in files if file.parent != path})
         told = [_beside(file, path, folders) for file in files]
@@ -192,7 +195,7 @@ def _beside(file: Path, root: Path, folders: list[str]) -> tuple[str | None, int
         try:
             caption = " ".join(text.read_text(encoding="utf-8").split())
         except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"data: {text} cannot be read: {error}") from error
+            raise ValueError(f"--data: {text} cannot be read: {error}") from error
     return caption, None if inside is None else folders.index(inside)
 
 
@@ -205,7 +208,7 @@ def _metadata(path: Path) -> dict[str, dict[str, Any]] | None:
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"data: {file} cannot be read: {error}") from error
+        raise ValueError(f"--data: {file} cannot be read: {error}") from error
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -217,10 +220,10 @@ def _metadata(path: Path) -> dict[str, dict[str, Any]] | None:
                 raise TypeError
         except (json.JSONDecodeError, KeyError, TypeError, AttributeError):
             raise ValueError(
-                f'data: line {number} of {file} must be {{"file_name": ..., "text": "..."}} or {{..., "label": 3}}'
+                f'--data: line {number} of {file} must be {{"file_name": ..., "text": "..."}} or {{..., "label": 3}}'
             ) from None
     if not rows:
-        raise ValueError(f"data: {file} lists no file")
+        raise ValueError(f"--data: {file} lists no file")
     return rows
 
 

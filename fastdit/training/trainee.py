@@ -1,6 +1,7 @@
 """What is trained: a transformer under its method, ready for gradients, and what is written of it in the end."""
 
 import copy
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,13 @@ from torch import nn
 from fastdit.core.ledger import PatchLedger
 from fastdit.methods.adapter import bring_time_frequency, describe_base
 from fastdit.methods.base import Method
+from fastdit.methods.trained import TrainedMethod
 from fastdit.models.base import family_of
 from fastdit.pipelines.engine import Engine
 from fastdit.training import results
 from fastdit.training.data import Samples
 from fastdit.training.learner import Learner
-from fastdit.training.objectives import objective_of
+from fastdit.training.objectives import objective_of, weighting_of
 from fastdit.training.options import TrainOptions
 from fastdit.training.parameters import PARAMETERS
 from fastdit.training.starting import equal_plans, read_start, start_from
@@ -31,8 +33,8 @@ class Trainee:
     def __init__(self, pipe: Any, method: Method | None, options: TrainOptions) -> None:
         if method is not None and method.stage in ("load", "step"):
             raise ValueError(f"{method.name} does not change what the model computes in a step: nothing to train for")
-        if method is not None and getattr(method, "checkpoint", None) is not None:
-            raise ValueError(f"{method.name}: to go on from its checkpoint, leave it out and give --init CHECKPOINT")
+        if isinstance(method, TrainedMethod):
+            _check_options(method)
         if getattr(pipe, "transformer_2", None) is not None:
             raise ValueError(f"{type(pipe).__name__} has two transformers: training takes pipelines with one")
         self.pipe, self.method, self.options = pipe, method, options
@@ -52,12 +54,16 @@ class Trainee:
             for _, block, _ in self.family.blocks(self.transformer):
                 block.compile()
         self.learner = Learner(
-            self.transformer, self.family, self.objective, options, self.runtime, self.changes, teacher
-        )
+            self.transformer, self.family, self.objective, options, self.runtime, self.changes, teacher,
+            weighting=weighting_of(options.min_snr, None if method is None else method.name, self.objective),
+        )  # fmt: skip
         self.trained = {name: p for name, p in self.learner.named_parameters() if p.requires_grad}
         if not self.trained:
             raise ValueError("--parameters routers: there are none without a trained method; use full or lora")
-        self.can_complete = self._can_complete()
+        gateless = self._gateless()
+        if options.target is not None and gateless is not None:
+            raise ValueError("--target: only a method that routes (dydit) can be steered to one, leave it out")
+        self.can_complete = self._can_complete(gateless)
 
     def _attach(self) -> None:
         """Prepare what is trained, and attach the method; from an adapter's weights where --init names one."""
@@ -75,19 +81,22 @@ class Trainee:
             assert self.runtime is not None
             start_from(self.start, self.runtime, self.parameters, transformer, self.changes)
 
-    def _can_complete(self) -> bool:
+    def _gateless(self) -> str | None:
+        """Why there are no gates, to be opened or to be steered; None where there are some."""
+        if self.runtime is None:
+            return "only a trained method has one beside it"
+        try:
+            with self.runtime.opened():
+                return None
+        except ValueError as error:
+            return str(error)
+
+    def _can_complete(self, gateless: str | None) -> bool:
         """Whether there is a complete model that can learn; asked for where there is none is a ValueError."""
-        reason = "only a trained method has one beside it"
-        if self.runtime is not None:
-            try:
-                with self.runtime.opened():
-                    reason = "it is the base itself, which --parameters routers keeps as it is"
-            except ValueError as error:
-                reason = str(error)
-            else:
-                if any(not name.startswith("method.") for name in self.trained):
-                    return True
+        if gateless is None and any(not name.startswith("method.") for name in self.trained):
+            return True
         if self.options.complete_steps:
+            reason = gateless or "it is the base itself, which --parameters routers keeps as it is"
             raise ValueError(f"--complete-steps {self.options.complete_steps}: no complete model can learn: {reason}")
         return False
 
@@ -123,3 +132,17 @@ class Trainee:
         """Take the method off again; what was trained stays in the transformer."""
         self.engine.detach()
         self.ledger.undo()
+
+
+def _check_options(method: TrainedMethod) -> None:
+    """ValueError for an option that would leave no trace in what is trained, or spoil it."""
+    if method.checkpoint is not None:
+        raise ValueError(f"{method.name}: to go on from its checkpoint, leave it out and give --init CHECKPOINT")
+    for field in dataclasses.fields(method):
+        value = getattr(method, field.name)
+        if value != field.default and field.name not in method.when_training:
+            known = ", ".join(sorted(method.when_training)) or "none"
+            raise ValueError(
+                f"{method.name}: {field.name}={value} is for running the model, not for training it: leave it out "
+                f"(options that training takes: {known})"
+            )

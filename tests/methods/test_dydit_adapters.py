@@ -71,11 +71,28 @@ def test_changes_that_follow_the_timestep_need_one_for_the_batch(tmp_path):
 def test_a_checkpoint_routes_what_it_was_trained_for(tmp_path):
     trained(wide_dit(), tmp_path / "adapter", "routers")
     model = wide_dit()
-    with torch.no_grad():
-        with accelerate(model, [DyDiT(checkpoint=tmp_path / "adapter", route="width")]) as handle:
-            model(**inputs())
-            assert runtime_of(handle).blocks[0].routing.tokens == 0
-            assert "forward" not in vars(model.transformer_blocks[0].ff)
-        with pytest.raises(ValueError, match="capacity=trained: checkpoint .* holds no shares: give a number"):
-            with accelerate(model, [DyDiT(checkpoint=tmp_path / "adapter", capacity="trained")]):
-                model(**inputs())
+    with torch.no_grad(), accelerate(model, [DyDiT(checkpoint=tmp_path / "adapter", route="width")]) as handle:
+        model(**inputs())
+        assert runtime_of(handle).blocks[0].routing.tokens == 0
+        assert "forward" not in vars(model.transformer_blocks[0].ff)
+    with pytest.raises(ValueError, match=r"capacity=trained: checkpoint \S+ holds no shares: give a number"):
+        accelerate(model, [DyDiT(checkpoint=tmp_path / "adapter", capacity="trained")])
+
+
+@pytest.mark.parametrize("route", ["width", "tokens"])
+def test_what_was_trained_for_one_route_loads(route, tmp_path):
+    model = wide_dit()
+    with torch.no_grad(), routed(model, route=route) as handle:
+        runtime, expected = runtime_of(handle), model(**inputs()).sample
+        write_adapter(
+            tmp_path / "adapter", method="dydit", kind="routers", structure=runtime.structure(), transformer=model,
+            own_state=runtime.module.state_dict(),
+        )  # fmt: skip
+    with torch.no_grad(), accelerate(model, [DyDiT(checkpoint=tmp_path / "adapter")]):
+        assert torch.equal(model(**inputs()).sample, expected)
+    other = {"width": "tokens", "tokens": "width"}[route]
+    with pytest.raises(ValueError, match=rf"route={other}: checkpoint \S+ routes no {other}: leave it out"):
+        accelerate(model, [DyDiT(checkpoint=tmp_path / "adapter", route=other)])
+    if route == "width":
+        with pytest.raises(ValueError, match="capacity is about tokens"):
+            accelerate(model, [DyDiT(checkpoint=tmp_path / "adapter", capacity=0.5)])

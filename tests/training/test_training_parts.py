@@ -12,6 +12,7 @@ from training_runs import dit, half_open, pixart, session, train, wan
 from fastdit.training.average import Average
 from fastdit.training.batches import Order, generator_for, turn
 from fastdit.training.learner import call
+from fastdit.training.objectives import weighting_of
 from fastdit.training.options import DEFAULT_STEPS, TrainOptions
 from fastdit.training.validation import LEVELS, Validation
 
@@ -70,6 +71,12 @@ def test_a_target_that_is_never_reached_is_a_warning():
         "only at step 1100 (--hold + --warmup), and the run ends at step 500" in TrainOptions(steps=500).warnings()[0]
     )
     assert TrainOptions(steps=5000).warnings() == [] == TrainOptions(minutes=1).warnings()
+
+
+def test_parts_of_a_step_with_fewer_samples_than_strata_are_a_warning():
+    assert TrainOptions(batch=8, accumulate=2).warnings() == [] == TrainOptions(batch=2).warnings()
+    assert "has 2 samples, fewer than --strata 4" in TrainOptions(batch=8, accumulate=4).warnings()[0]
+    assert "has 2 samples, fewer than --strata 4" in TrainOptions(batch=8, accumulate=2).warnings(processes=2)[0]
 
 
 # --- averages and order ---------------------------------------------------------------------------------------------
@@ -155,6 +162,18 @@ def test_the_loss_is_its_parts(tmp_path):
     assert set(learner({**batch}, None)) == {"loss", "data"}  # the complete model
 
 
+def test_min_snr_is_as_the_method_was_published_or_as_asked_for(tmp_path):
+    def found(method, make=pixart, **options):
+        learner = session(tmp_path, method, make, **options).learner
+        return learner.weighting, learner.objective.gamma
+
+    grids = "flexdit:pooling=1,modules=0"
+    assert found(grids) == ("min-snr", 5) and found(grids, min_snr=2)[1] == 2
+    assert found(grids, min_snr=0)[0] == "none" == found("dydit")[0]
+    assert found("dydit", min_snr=3) == ("min-snr", 3)
+    assert weighting_of(None, "flexdit", session(tmp_path, make=wan).trainee.objective) == "none"  # flow
+
+
 def test_the_complete_model_learns_beside_for_some_steps(tmp_path):
     rows = []
     train(tmp_path, "dydit", complete_steps=2, show=lambda step, progress, values: rows.append(values))
@@ -223,6 +242,21 @@ def test_validation_is_the_same_for_any_batch_and_free_of_noise(tmp_path):
     assert run.validation.measure()["routed"] < 1
 
 
+@pytest.mark.parametrize(
+    ("method", "make", "low", "high"),
+    [
+        ("dense", pixart, 1, 1),
+        ("flexdit:pooling=1,modules=0", pixart, 0.3, 0.99),
+        ("radial_attention:decay=0.2,dense_share=0", wan, 0.3, 0.99),
+    ],
+)
+def test_the_executed_share_of_all_macs_is_logged(tmp_path, method, make, low, high):
+    train(tmp_path, method, make=make, log_every=2, validate=1, validate_every=3)
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    found = [row["executed"] for row in rows if "executed" in row]
+    assert len(found) == 2 and all(low <= share <= high for share in found), found
+
+
 def test_validation_of_dense_and_of_grids_counts_macs(tmp_path):
     assert session(tmp_path, validate=2).validation.measure()["macs"] == 1
     run = session(tmp_path, "flexdit:pooling=1,modules=0", validate=2)
@@ -252,6 +286,7 @@ def test_curves_are_written_for_people_and_for_tensorboard(tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [0, 2, 2, 4, 4]
     assert {"loss", "data", "share", "target", "lr", "seconds"} <= set(rows[1])
+    assert "executed" not in rows[1]  # gates under training only mask
     assert set(rows[0]) == set(rows[2]) == {"step", "validation", "routed"}
     assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG"
     events = EventAccumulator(str(tmp_path / "tensorboard"))

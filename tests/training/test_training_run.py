@@ -94,7 +94,9 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_checkpoint(tmp_path, 
 def test_gradients_that_are_no_numbers_stop_as_well(tmp_path):
     broken = session(tmp_path)
     next(iter(broken.trained.values())).register_hook(lambda gradient: gradient * math.nan)
-    with pytest.raises(RuntimeError, match="step 1: norm of the gradients nan; no checkpoint had been written yet"):
+    with pytest.raises(
+        RuntimeError, match="step 1: norm of the gradients nan; no checkpoint had been written yet .--save-every 10m"
+    ):
         broken.run()
 
 
@@ -261,6 +263,11 @@ def test_a_run_goes_on_from_an_adapter(tmp_path):
             "of a block ends in nowhere; .*to_k",
         ),
         ("dydit:checkpoint=somewhere", {}, "leave it out and give --init CHECKPOINT"),
+        ("dydit:heads=0.5,channels=0.5", {}, "dydit: heads=0.5 is for running the model, .*training takes: route"),
+        ("dydit:tie_guidance=true", {}, "dydit: tie_guidance=True is for running the model"),
+        ("flexdit:pooling=1,guidance_channels=3", {}, "flexdit: guidance_channels=3 is for running the model"),
+        ("dense", {"target": 0.5}, "--target: only a method that routes"),
+        ("flexdit:pooling=1,modules=0", {"target": 0.5}, "--target: only a method that routes"),
         ("linear_proportional_leap", {}, "nothing to train for"),
         ("dydit", {"batch": 6, "accumulate": 4}, "--batch 6 is not divisible by 1 processes times --accumulate 4"),
         ("dydit", {"validate": 12, "hold_out": True}, "leaves none of 12 samples"),
@@ -272,6 +279,22 @@ def test_what_does_not_fit_is_refused_before_any_step(tmp_path, method, options,
     assert not (tmp_path / "out").exists()
 
 
-def test_a_target_without_routing_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="--target: only a method that routes"):
-        train(tmp_path, target=0.5)
+@pytest.mark.filterwarnings("error:the run ends with")
+def test_a_target_that_was_missed_is_a_warning_and_a_fact(tmp_path):
+    match = (
+        r"the run ends with 1.000 of the routable work, above its target 0.5: raise --target-weight \(now 2\), "
+        r"--router-lr \(now 1\) or --steps"
+    )
+    with pytest.warns(UserWarning, match=match):
+        _, (folder, _) = train(tmp_path / "missed", "dydit", validate=2)
+    assert _facts(folder)["share"] == 1 and _facts(folder)["target"] == 0.5
+    done = session(tmp_path / "met", "dydit", target=0.97)
+    folder, _ = done.run()
+    rows = [json.loads(line) for line in (tmp_path / "met/log.jsonl").read_text().splitlines()]
+    assert _facts(folder)["share"] == pytest.approx(rows[-1]["share"], abs=1e-3) and rows[-1]["share"] <= 1
+    _, (folder, _) = train(tmp_path / "grids", "flexdit:pooling=1,modules=0")
+    assert "share" not in _facts(folder)  # it has nothing to steer
+
+
+def _facts(folder):
+    return json.loads((folder / "fastdit_adapter.json").read_text())["training"]

@@ -11,7 +11,7 @@ from fastdit.methods.dydit.blocks import RoutedBlock
 from fastdit.methods.dydit.plan import DyDiTPlan
 from fastdit.methods.dydit.work import BlockWork
 
-MEMORY = 0.99  # of the running means
+MEMORY = 0.95  # of the running means
 
 
 class Account:
@@ -27,7 +27,7 @@ class Account:
         """The density that a plan promises: as if all tokens ran where the router decides."""
         self.works = [block.work(layout, norm_over_heads) for block in self.blocks]
         shares = [(block.shares if plan.form == "slice" else (1.0, 1.0)) for block in self.blocks]
-        keep = plan.keep or [work.tokens for work in self.works]
+        keep = plan.keep if plan.keep and plan.form == "slice" else [work.tokens for work in self.works]
         tokens = [kept / work.tokens for kept, work in zip(keep, self.works, strict=True)]
         self.planned = self._density([(*pair, t) for pair, t in zip(shares, tokens, strict=True)])
         return self.planned

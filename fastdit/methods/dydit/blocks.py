@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from fastdit.core.layout import TokenLayout
 from fastdit.core.ledger import PatchLedger
 from fastdit.methods.dydit.tokens import BlockTap, StreamTap, TokenGate, TokenRouting
-from fastdit.methods.dydit.width import BlockWidth, HeadsOfNorm, at, routed_layers
+from fastdit.methods.dydit.width import BlockWidth, HeadsOfNorm, Slot, at, routed_layers
 from fastdit.methods.dydit.work import BlockWork
 from fastdit.methods.runtime import Host
 from fastdit.models.base import BlockGroup
@@ -28,6 +28,9 @@ class RoutedBlock:
     embedding: int
     taps_text: bool
     shares: tuple[float, float] = (1.0, 1.0)
+    by_queries: bool = True  # attention ran from the queries of tokens that were let in
+    by_projection: bool = True  # and their queries alone were projected
+    installed: list[Slot] = field(default_factory=list)
     gates: tuple[Tensor, ...] = field(default=())
 
     @property
@@ -47,7 +50,7 @@ class RoutedBlock:
         group, routing, name = self.group, self.routing, self.name
         for slot in self.width.slots:
             if width or slot.routing is not None:
-                ledger.set_attribute(slot.layer, "forward", slot, f"{slot.path}.forward")
+                self.install_slot(slot, ledger)
         for norm, stand_in in zip(("norm_q", "norm_k"), self.width.norms):
             module = at(at(self.block, group.attention), norm)
             ledger.set_attribute(module, "forward", stand_in, f"{name}.{group.attention}.{norm}.forward")
@@ -64,6 +67,11 @@ class RoutedBlock:
             ledger.set_attribute(
                 feed_forward, "forward", TokenGate(feed_forward, routing), f"{name}.{group.feed_forward}.forward"
             )
+
+    def install_slot(self, slot: Slot, ledger: PatchLedger) -> None:
+        """Let a slot stand for its layer's forward."""
+        ledger.set_attribute(slot.layer, "forward", slot, f"{slot.path}.forward")
+        self.installed.append(slot)
 
     def reset(self) -> None:
         """As the host has it, with nothing decided."""
@@ -83,12 +91,12 @@ class RoutedBlock:
 
     def check(self) -> None:
         """RuntimeError where layers to be cut were exchanged, fused or wrapped since they were attached."""
-        for slot in self.width.slots:
+        for slot in self.installed:
             path = slot.path.removeprefix(self.name + ".")
             if at(self.block, path) is not slot.layer:
                 raise RuntimeError(
-                    f"dydit cuts {slot.path}, which was exchanged since (a LoRA does this): fuse the LoRA or "
-                    "unload it, and call set_methods(...) again"
+                    f"dydit cuts {slot.path}, which was exchanged since (a LoRA does this): fuse it and "
+                    "unload it, then call set_methods(...) again"
                 )
 
     def work(self, layout: TokenLayout, whole_qk: bool) -> BlockWork:
@@ -103,9 +111,10 @@ class RoutedBlock:
             return 0
         if not self.parallel:
             return round(routing.passed * 2 * work.width * work.channels * channels)
-        linear = 2 * work.width**2 * heads + 2 * work.width * work.channels * channels
+        projections = 1 + self.by_projection  # output, and queries
+        linear = projections * work.width**2 * heads + 2 * work.width * work.channels * channels
         attention = 2 * routing.length * work.width * heads
-        rows = routing.passed - routing.padded if routing.queries is not None else 0
+        rows = routing.passed - routing.padded if routing.queries is not None and self.by_queries else 0
         return round(routing.passed * linear + rows * attention)
 
 
@@ -156,9 +165,7 @@ def _check_sliceable(
         layer = slot.layer
         if hasattr(layer, "base_layer"):
             if not slot.layer.training:
-                raise ValueError(
-                    f"dydit cuts weights, and {slot.path} is wrapped by a LoRA: fuse the LoRA or unload it"
-                )
+                raise ValueError(f"dydit cuts weights, and {slot.path} is wrapped by a LoRA: fuse it and unload it")
         elif type(layer.weight) not in (nn.Parameter, torch.Tensor) or not layer.weight.is_floating_point():
             raise ValueError(f"dydit cuts weights, and {slot.path} is quantised: load the model unquantised")
     if before is not None and behind is not None and not group.parallel and before.out_features != behind.in_features:

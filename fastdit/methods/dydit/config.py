@@ -21,6 +21,7 @@ class DyDiT(TrainedMethod):
     """
 
     name = "dydit"
+    when_training = frozenset({"route"})
     summary = "trained: heads and channels by the timestep, feed-forward tokens by their content, really left out"
 
     checkpoint: str | None = option(
@@ -88,9 +89,14 @@ class DyDiT(TrainedMethod):
         return self.checkpoint is None and shares == (1, 1, 1, 1) and self.guidance_channels is None
 
     @property
+    def uses_guidance(self) -> bool:
+        return self.tie_guidance or self.guidance_channels is not None
+
+    @property
     def needs(self) -> frozenset[str]:
         width = self.route in ("all", "width") or self.heads < 1 or self.channels < 1
-        return frozenset(
+        halves = {"batched_guidance"} if self.uses_guidance else set()
+        return halves | frozenset(
             ({"dynamic_width"} if width else set()) | ({"dynamic_tokens"} if self.route != "width" else set())
         )
 

@@ -38,6 +38,7 @@ class DyDiTRuntime:
         shape = adapter.structure if adapter else {"width": "dynamic_width" in host.family.offers, "tokens": True}
         self.width: bool = shape["width"] and method.route != "tokens"
         self.tokens: bool = shape["tokens"] and method.route != "width"
+        self._check(shape)
         self.blocks: list[RoutedBlock] = routed_blocks(host, self.width, self.tokens)
         if method not in host.kept:
             host.kept[method] = self._new_routers(adapter, shape)
@@ -56,15 +57,29 @@ class DyDiTRuntime:
 
     def _new_routers(self, adapter: Any, shape: dict[str, Any]) -> Routers:
         """The routers of a checkpoint, or untrained ones, which are always the same."""
-        sizes = [(b.embedding, b.heads, b.groups) if shape["width"] else (b.embedding, 0, 0) for b in self.blocks]
+        width, tokens = (self.width, self.tokens) if adapter is None else (shape["width"], shape["tokens"])
+        sizes = [(b.embedding, b.heads, b.groups) if width else (b.embedding, 0, 0) for b in self.blocks]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            routers = Routers(sizes, shape["tokens"], self.host.family.text_routing)
+            routers = Routers(sizes, tokens, self.host.family.text_routing)
         if adapter is None:
             close_at_random(routers, self.method.heads, self.method.channels)
         elif not self.on_meta:
             _load(routers, adapter.own_state(), str(self.method.checkpoint))
         return routers
+
+    def _check(self, shape: dict[str, Any]) -> None:
+        """ValueError for options that a checkpoint has no routers for."""
+        method, lacks = self.method, f"checkpoint {self.method.checkpoint} routes no"
+        if method.route in ("all", "width") and not shape["width"]:
+            raise ValueError(f"route={method.route}: {lacks} width: leave it out")
+        if method.route in ("all", "tokens") and not shape["tokens"]:
+            raise ValueError(f"route={method.route}: {lacks} tokens: leave it out")
+        if not self.tokens and (method.capacity is not None or method.tie_guidance):
+            option = "tie_guidance" if method.capacity is None else "capacity"
+            raise ValueError(f"{option} is about tokens, and {lacks} tokens: leave it out")
+        if method.capacity == "trained" and not shape.get("shares"):
+            raise ValueError(f"capacity=trained: checkpoint {method.checkpoint} holds no shares: give a number")
 
     @property
     def module(self) -> Routers:
@@ -95,7 +110,7 @@ class DyDiTRuntime:
                 )
             slot = Slot(self.host.module.get_submodule(path), "whole", path)
             home.width.slots.append(slot)
-            ledger.set_attribute(slot.layer, "forward", slot, f"{path}.forward")
+            home.install_slot(slot, ledger)
 
     def start(self) -> None:
         for block in self.blocks:
@@ -140,9 +155,8 @@ class DyDiTRuntime:
                     "must share their timestep: call the transformer once for each"
                 )
             return DyDiTPlan("mask", keep=keep, tied=tied)
-        if self.width or self.low_rank is not None:
-            for block in self.blocks:
-                block.check()
+        for block in self.blocks:
+            block.check()
         return DyDiTPlan("slice", *self.tables.at(times[0]), keep, tied, times[0] if by_time else None)
 
     def _kept(self, tokens: int) -> tuple[int, ...]:
@@ -152,8 +166,7 @@ class DyDiTRuntime:
             return ()
         if not isinstance(capacity, str):
             return (share_of_rows(capacity, tokens),) * len(self.blocks)
-        if self.account.running is None:
-            raise ValueError(f"capacity=trained: checkpoint {self.method.checkpoint} holds no shares: give a number")
+        assert self.account.running is not None
         return tuple(share_of_rows(float(share), tokens) for share in self.account.running[:, 2])
 
     def _expected(self, tokens: int) -> tuple[int, ...]:
@@ -174,8 +187,9 @@ class DyDiTRuntime:
         for index, block in enumerate(self.blocks):
             block.prepare(plan.form, plan.keep[index] if plan.keep else 0, plan.tied, forward.layout)
         if plan.form in ("train", "mask"):
+            self.tables.known.clear()  # what is trained decides otherwise the next time
             self._mask(plan, forward)
-        elif plan.form == "open" or plan != self.plan_done:
+        else:
             self._slice(plan, forward)
         self.plan_done = plan
 
@@ -224,7 +238,13 @@ class DyDiTRuntime:
 
     def settle(self) -> tuple[int, float]:
         """Tokens that pass by were counted as if they had not, where the router decides which ones do."""
+        wrappers = self.host.wrappers
+        for index, block in enumerate(self.blocks):  # what stood in for attention, or saw fewer tokens, had its own way
+            block.by_queries = bool(wrappers) and wrappers[index].kernel is None and wrappers[index].tokens is None
+            block.by_projection = not wrappers or wrappers[index].tokens is None
         spared, density, tokens = self.account.settle(self.plan_done)
+        opened = density == 1 and self.plan_done.form == "slice" and not self.report.density_below(1)
+        self.report.reason = "every gate was open: its routers are hardly trained" if opened else ""
         self.report.correct(len(self.blocks), density - self.account.planned)
         if tokens is not None:
             self.report.note += f", {tokens:.0%} of tokens"
@@ -236,7 +256,9 @@ class DyDiTRuntime:
         running = self.account.running
         shares = None if running is None else [[round(float(share), 4) for share in row] for row in running]
         sizes = {"heads": [block.heads for block in self.blocks], "groups": [block.groups for block in self.blocks]}
-        return {"width": self.width, "tokens": self.tokens, **sizes, "shares": shares}
+        first: Any = self.routers.blocks[0]
+        routed = {"width": first.heads is not None, "tokens": first.tokens is not None}
+        return {**routed, **sizes, "shares": shares}
 
     def executed(self) -> Tensor | None:
         return self.account.executed()

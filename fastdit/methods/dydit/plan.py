@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from fastdit.methods.dydit.blocks import RoutedBlock
 from fastdit.methods.dydit.routers import Routers
@@ -38,19 +39,31 @@ class GateTables:
     def __init__(self, host: Host, blocks: Sequence[RoutedBlock], routers: Routers) -> None:
         self.host, self.blocks, self.routers = host, blocks, routers
         self.known: dict[float, BlockGates] = {}
+        self.version = 0
 
     @torch.no_grad()
     def at(self, timestep: float) -> BlockGates:
         """The gates at a timestep, as the transformer takes it."""
+        version = sum(parameter._version for parameter in self.routers.parameters())
+        if version != self.version:  # they were trained on meanwhile
+            self.known, self.version = {}, version
         if timestep not in self.known:
             self.known[timestep] = self.of(self.embedding(timestep))
         return self.known[timestep]
 
     def embedding(self, timestep: float) -> Tensor:
         """The embedded timestep (1, C) in float32: always of one sample, so that no gate flips with the batch size."""
-        dtype = next((p.dtype for p in self.host.module.parameters() if p.dtype.itemsize > 1), torch.float32)
+        family, module = self.host.family, self.host.module
         when = torch.tensor([timestep], dtype=torch.float32)
-        return self.host.family.time_embedding(self.host.module, when, dtype).detach().float().cpu()
+        assert family.time_embedder is not None
+        project, embedder = family.time_embedder(module)
+        if any("_diffusers_hook" in vars(part) for part in embedder.modules()):  # weights that hooks cast on their way
+            dtype = next((p.dtype for p in module.parameters() if p.dtype.itemsize > 1), torch.float32)
+            return family.time_embedding(module, when, dtype).detach().float().cpu()
+        weights = {name: parameter.detach().float().cpu() for name, parameter in embedder.named_parameters()}
+        projected = project(when * family.time_factor).float()
+        embedded: Tensor = functional_call(embedder, weights, (projected,))
+        return embedded.detach()
 
     @torch.no_grad()
     def of(self, embedding: Tensor) -> BlockGates:

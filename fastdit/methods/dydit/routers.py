@@ -29,7 +29,7 @@ class TextTokenRouter(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.modulation = nn.Linear(width, 4 * width)
-        self.norm, self.text_norm = nn.LayerNorm(width, eps=1e-5), nn.LayerNorm(width, eps=1e-5)
+        self.norm = nn.LayerNorm(width, eps=1e-5)
         self.out = nn.Linear(width, 1)
         nn.init.xavier_uniform_(self.out.weight)
         nn.init.constant_(self.out.bias, TEXT_BIAS)
@@ -39,7 +39,7 @@ class TextTokenRouter(nn.Module):
         assert text is not None and condition is not None
         shift, scale, text_shift, text_scale = self.modulation(F.silu(condition))[:, None].chunk(4, dim=-1)  # (B, 1, C)
         image = self.norm(stream) * (1 + scale) + shift  # (B, N, C)
-        words = self.text_norm(text) * (1 + text_scale) + text_shift  # (B, T, C)
+        words = self.norm(text) * (1 + text_scale) + text_shift  # (B, T, C)
         return self.out(image + words.mean(1, keepdim=True)).squeeze(-1)
 
 

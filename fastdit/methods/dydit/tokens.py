@@ -51,7 +51,8 @@ class TokenRouting:
         batch, tokens = logits.shape
         self.tokens, self.length = batch * tokens, self.before + tokens + self.behind
         if self.mode in ("train", "mask"):
-            gate = gumbel_gates(logits) if self.mode == "train" else open_gates(logits).to(logits.dtype)
+            hard = top_rows(logits, self.keep) if self.keep else open_gates(logits)
+            gate = gumbel_gates(logits) if self.mode == "train" else hard.to(logits.dtype)
             self.gate = F.pad(F.pad(gate, (self.before, 0), value=1.0), (0, self.behind), value=1.0)
         elif self.mode == "top" and not self.before + self.behind:
             self.rows = top_flat(logits, self.keep)

@@ -26,8 +26,8 @@ ATTENTION: dict[str, Side] = {  # diffusers' names; those of joint attention wit
 class Slot:
     """Stands for a linear layer's forward: its own, of gated inputs, or with another weight; on some rows if told so.
 
-    `gate` (B, 1, in) multiplies the input; `weight`, `bias` stand in for the layer's; `routing` names the rows that
-    are computed, of the whole sequence of a parallel block.
+    `gate` (B, 1, in) multiplies the input; `cut()` gives the (weight, bias) in place of the layer's; `routing` names
+    the rows that are computed, of the whole sequence of a parallel block.
     """
 
     def __init__(self, layer: nn.Module, side: Side, path: str, routing: TokenRouting | None = None) -> None:
@@ -37,8 +37,7 @@ class Slot:
 
     def clear(self) -> None:
         self.gate: Tensor | None = None
-        self.weight: Tensor | None = None
-        self.bias: Tensor | None = None
+        self.cut: Callable[[], tuple[Tensor, Tensor | None]] | None = None
 
     def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if self.gate is not None:
@@ -53,10 +52,10 @@ class Slot:
         return out * routing.gate[..., None].to(out.dtype) if closes and routing.gate is not None else out
 
     def run(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if self.weight is None:
+        if self.cut is None:
             out: Tensor = self.original(x, *args, **kwargs)
             return out
-        return F.linear(x, self.weight, self.bias)
+        return F.linear(x, *self.cut())
 
 
 class HeadsOfNorm:
@@ -103,7 +102,7 @@ class BlockWidth:
         self.attention.heads = self.heads
 
     def slice(self, heads: Gates, channels: Gates, weight_of: Callable[..., Any], device: torch.device) -> None:
-        """Inference form; `weight_of(slot, rows, columns)` gives the sliced (weight, bias), or None for the host's."""
+        """Inference form; `weight_of(slot, rows, columns)` is what cuts a layer's weight, None: the host's own."""
         self.open()
         of_heads = columns_of(heads, self.width)
         of_channels = columns_of(channels, self.channels)
@@ -118,9 +117,7 @@ class BlockWidth:
             "channels in": (None, of_channels), "both in": (None, both), "whole": (None, None),
         }  # fmt: skip
         for slot in self.slots:
-            found = weight_of(slot, *sides[slot.side])
-            if found is not None:
-                slot.weight, slot.bias = found
+            slot.cut = weight_of(slot, *sides[slot.side])
         for norm in self.norms:
             norm.columns = None if of_heads is None else of_heads.to(device)
         self.attention.heads = sum(heads)

@@ -36,11 +36,3 @@ class BlockWork:
         per_row = 2 * width**2 + 2 * sequence * width  # queries, attention and output
         keys = 2 * sequence * width**2
         return (rows * per_row + keys) * heads + rows * channels * (2 * width * self.channels)
-
-    @property
-    def row(self) -> tuple[float, float]:
-        """MACs that one visual token spares by passing: per share of heads, and per share of channels."""
-        mlp = 2.0 * self.width * self.channels
-        if not self.parallel:
-            return 0.0, mlp
-        return 2.0 * self.width**2 + 2.0 * (self.tokens + self.text) * self.width, mlp

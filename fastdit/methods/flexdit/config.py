@@ -21,6 +21,7 @@ class FlexDiT(TrainedMethod):
     name = "flexdit"
     summary = "trained: blocks on a sparse token grid that follows the noise, pooled attention in the lowest ones"
     has_dense: ClassVar[bool] = False
+    when_training: ClassVar[frozenset[str]] = frozenset({"pooling", "modules", "sparse", "dense", "rate", "grid"})
 
     checkpoint: str | None = option(
         None, "folder or Hub id of what `fastdit train flexdit` wrote; none: untrained", path=True
@@ -57,7 +58,11 @@ class FlexDiT(TrainedMethod):
 
     @property
     def needs(self) -> frozenset[str]:
-        return frozenset({"token_grid"})
+        return frozenset({"token_grid", "batched_guidance"} if self.uses_guidance else {"token_grid"})
+
+    @property
+    def uses_guidance(self) -> bool:
+        return self.guidance_channels is not None
 
     @property
     def neutral(self) -> bool:
