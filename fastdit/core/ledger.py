@@ -82,7 +82,7 @@ class PatchLedger:
                 )
 
     def undo(self) -> None:
-        """Undo everything, last change first; what cannot be undone stays recorded, and a second call tries it again."""
+        """Undo everything, last change first; what fails to be undone stays recorded, and a second call tries again."""
         while self._entries:
             self._entries[-1].undo()
             self._entries.pop()

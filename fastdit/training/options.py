@@ -159,8 +159,8 @@ class TrainOptions:
         part = self.batch // (processes * self.accumulate)
         if part < self.strata and part < self.batch:
             found.append(
-                f"each part of a step has {part} samples, fewer than --strata {self.strata}, and each alone is held to the "
-                "target, so gates come to depend less on the timestep: give a larger --batch or a smaller --accumulate"
+                f"each part of a step has {part} samples, fewer than --strata {self.strata}, and each is held to "
+                "the target by itself, so gates come to depend less on the time: give a larger --batch or fewer parts"
             )
         return found
 

@@ -7,7 +7,7 @@ import torch
 from helpers import BY_NAME, ON_EACH
 from torch import nn
 
-from fastdit import TokenMerging, accelerate
+from fastdit import DyDiT, TokenMerging, accelerate
 from fastdit.attention.processor import wrap
 from fastdit.models.base import family_of
 
@@ -34,12 +34,18 @@ def test_backend_and_parallel_config_live_on_the_original(name):
     assert getattr(original, name) is mark and name not in vars(wrapper)
 
 
-def test_token_methods_are_refused_under_context_parallelism():
+@pytest.mark.parametrize(
+    "method, reason",
+    [(TokenMerging(), "so tokens cannot be matched"), (DyDiT(route="tokens", capacity=0.5), "and routers and token")],
+)
+def test_token_methods_are_refused_under_context_parallelism(method, reason):
     tiny = BY_NAME["wan"]
     pipe = tiny.make()
-    with accelerate(pipe, [TokenMerging()]):
+    with accelerate(pipe, [method]):
         pipe.transformer.blocks[0].attn1.processor._parallel_config = object()
-        with pytest.raises(RuntimeError, match=r"token_merging cannot run under context parallelism: .*sequence"):
+        with pytest.raises(
+            RuntimeError, match=f"{method.name} cannot run under context parallelism: .*sequence, {reason}"
+        ):
             tiny.call(pipe)
         pipe.transformer.blocks[0].attn1.processor._parallel_config = None
         assert tiny.call(pipe).isfinite().all()

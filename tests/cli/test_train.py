@@ -67,6 +67,8 @@ def test_a_target_out_of_reach_is_a_warning(monkeypatch, capsys, tmp_path, model
     [
         (("dydit", "--target", 0), "--target must be a number above 0 and at most 1, got 0"),
         (("dydit", "--target", 1.2), "--target must be"),
+        (("dense", "--target", 0.5), "--target: only a method that routes"),
+        (("dydit:tokens=0.5",), "dydit: tokens=0.5 is for running the model, not for training it"),
         (("dydit", "--data", "absent"), "--data absent does not exist"),
         (("dydit", "--data", "empty"), "empty"),
         (("dydit", "--resume"), "holds no checkpoint to go on from"),

@@ -135,3 +135,22 @@ def test_undoing_warns_of_nothing_when_all_is_well():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         ledger.undo()
+
+
+def test_what_fails_to_be_undone_stays_and_is_tried_again():
+    thing, ledger, tries = Thing(), PatchLedger(), []
+
+    def put_back():
+        tries.append(thing.own)
+        if len(tries) < 3:
+            raise RuntimeError("the source is gone")
+
+    ledger.set_attribute(thing, "own", "a")
+    ledger.record("weights", put_back)
+    ledger.set_attribute(thing, "own", "b")
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="the source is gone"):
+            ledger.undo()
+        assert len(ledger) == 2 and thing.own == "a"  # what came after is undone, what came before is not
+    ledger.undo()
+    assert tries == ["a"] * 3 and len(ledger) == 0 and not hasattr(thing, "own")

@@ -1,5 +1,7 @@
 """FlexDiT under training, also with blocks that are computed again, and its checkpoints."""
 
+import shutil
+
 import pytest
 import torch
 from flexdit_parts import SIX, dit_inputs, make_dit, make_pixart, pixart_inputs, runtime_of, shake
@@ -144,13 +146,18 @@ def test_there_is_no_dense_form_of_trained_weights(tmp_path):
         with pipe.dense():
             assert torch.equal(BY_NAME["dit"].call(pipe), dense_output("dit"))
         runtime = runtime_of(pipe.transformer)
-        write_adapter(
-            tmp_path / "x", method="flexdit", kind="routers", structure=runtime.structure(),
-            own_state=runtime.module.state_dict(), transformer=pipe.transformer,
-        )  # fmt: skip
-    with accelerate(pipe, [FlexDiT(tmp_path / "x")]):
-        BY_NAME["dit"].call(pipe)
+        for kind in ("routers", "full"):
+            write_adapter(
+                tmp_path / kind, method="flexdit", kind=kind, structure=runtime.structure(),
+                own_state=runtime.module.state_dict(), transformer=pipe.transformer,
+            )  # fmt: skip
+    with accelerate(pipe, [FlexDiT(tmp_path / "routers")]), pipe.dense():  # the base is untouched
+        assert torch.equal(BY_NAME["dit"].call(pipe), dense_output("dit"))
+    shutil.copytree(tmp_path / "routers", tmp_path / "merged")
+    (tmp_path / "merged" / "model_index.json").write_text("{}")  # a whole pipeline: its weights are no base's
+    for folder in ("full", "merged"):
         with (
+            accelerate(pipe, [FlexDiT(tmp_path / folder)]),
             pytest.raises(RuntimeError, match=r"flexdit: dense\(\) is not available.*load the base model"),
             pipe.dense(),
         ):

@@ -10,7 +10,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from stand_in import StandIn, host_of, make, refused, same, values, write
 from torch import nn
 
-from fastdit import accelerate
+from fastdit import accelerate, restore
 from fastdit.core.ledger import PatchLedger
 from fastdit.methods import adapter as a
 from fastdit.methods.adapter import host_weights
@@ -189,6 +189,45 @@ def test_a_source_that_is_gone_or_changed_is_an_error_and_no_mixture(full, tmp_p
         with refused("cannot be put back", tmp_path / "base", word, "load the pipeline again", error=RuntimeError):
             ledger.undo()
         assert same(transformer.state_dict(), brought)
+
+
+@pytest.mark.parametrize("whole_pipeline", [True, False])
+def test_a_restore_that_fails_leaves_the_method_at_work_and_fails_again(whole_pipeline, full, tmp_path):
+    tiny = BY_NAME["pixart_alpha"]
+    pipe = tiny.make()
+    saved(tmp_path)
+    pipe.transformer = type(pipe.transformer).from_pretrained(tmp_path / "base")
+    before = values(pipe.transformer)
+    plain = tiny.call(pipe)
+    target = pipe if whole_pipeline else pipe.transformer
+    accelerate(target, [StandIn(str(full[0]))])
+    gained = tiny.call(pipe)
+    (tmp_path / "base").rename(tmp_path / "away")
+    for _ in range(2):
+        with refused("cannot be put back", error=RuntimeError):
+            restore(target)
+        if whole_pipeline:
+            with refused("cannot be put back", error=RuntimeError):
+                pipe.set_methods([])
+            assert pipe.methods == (StandIn(str(full[0])),)
+        assert torch.equal(tiny.call(pipe), gained)
+    (tmp_path / "away").rename(tmp_path / "base")
+    restore(target)
+    assert torch.equal(tiny.call(pipe), plain) and same(pipe.transformer.state_dict(), before)
+    with refused("nothing to restore"):
+        restore(target)
+
+
+def test_a_checkpoint_is_for_one_transformer(tmp_path):
+    tiny = BY_NAME["wan22_a14b"]
+    pipe = tiny.make()
+    folder = write(tmp_path / "x", transformer=pipe.transformer)
+    with refused("two transformers", "accelerate(pipe.transformer, [...])"):
+        accelerate(pipe, [StandIn(str(folder))])
+    with accelerate(pipe.transformer, [StandIn(str(folder))]):
+        tiny.call(pipe)
+    with accelerate(pipe, [StandIn()]):  # without one, nothing is any transformer's own
+        tiny.call(pipe)
 
 
 def test_a_lora_that_is_loaded_meanwhile_stays(full):

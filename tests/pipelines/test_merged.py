@@ -6,6 +6,7 @@ import shutil
 import warnings
 
 import diffusers
+import huggingface_hub
 import pytest
 import torch
 from helpers import BY_NAME
@@ -15,6 +16,7 @@ from fastdit import FastDiTPipeline, Recipe, TokenMerging
 from fastdit.methods.adapter import push_adapter, read_adapter, write_adapter
 from fastdit.methods.base import METHODS, load_methods
 from fastdit.methods.trained import TrainedMethod
+from fastdit.pipelines.loading import load_pipeline
 from fastdit.pipelines.merged import save_merged
 
 TINY = BY_NAME["pixart_alpha"]
@@ -147,3 +149,59 @@ def test_every_trained_method_says_that_its_checkpoint_is_a_path():
         if issubclass(method, TrainedMethod):
             field = next(field for field in dataclasses.fields(method) if field.name == "checkpoint")
             assert field.metadata.get("path"), f"{name}: checkpoint = option(..., path=True)"
+
+
+def test_a_merged_folder_on_the_hub_loads_with_the_method_on(tmp_path, monkeypatch):
+    pipe = attached(tmp_path)
+    expected = TINY.call(pipe)
+    hub = save_merged(pipe, tmp_path / "hub")
+    snapshot = tmp_path / "cache" / "snapshots" / "abc"
+    asked = []
+
+    def fetch(name):
+        snapshot.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(hub / name, snapshot / name)
+
+    def one_file(repo_id, filename, **options):
+        asked.append((repo_id, filename, options))
+        fetch(filename)
+        return str(snapshot / filename)
+
+    def files(repo_id, allow_patterns, **options):
+        asked.append((repo_id, options))
+        for name in filter(lambda name: (hub / name).is_file(), allow_patterns):
+            fetch(name)
+        return str(snapshot)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", one_file)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", files)
+    monkeypatch.setattr("fastdit.pipelines.fast_pipeline.load_pipeline", lambda path, **more: load_pipeline(hub))
+    again = FastDiTPipeline.from_pretrained("someone/merged", revision="v1", variant="fp16")
+    options = {"revision": "v1"}
+    assert asked == [("someone/merged", "fastdit.json", options), ("someone/merged", options)]
+    assert again.methods == (StandIn(str(snapshot)),) and again.call_defaults["guidance_scale"] == 2.5
+    assert torch.equal(TINY.call(again), expected)
+
+    def gone(*_, **__):
+        raise huggingface_hub.errors.LocalEntryNotFoundError("no connection\nPlease check it")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", gone)
+    with pytest.raises(ValueError, match=r"^cannot fetch what fastdit\.json of model someone/merged .* no connection$"):
+        FastDiTPipeline.from_pretrained("someone/merged")
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", gone)  # an ordinary model, or none can be asked for it
+    with pytest.warns(UserWarning, match="no fastdit.json beside it"):
+        assert FastDiTPipeline.from_pretrained("someone/merged").methods == ()
+
+
+def test_saving_brought_weights_alone_is_a_warning_that_names_the_way(tmp_path):
+    pipe = attached(tmp_path)
+    with pytest.warns(UserWarning, match=r"stand_in brought, .*save_merged\(pipe, folder\)"):
+        pipe.save_pretrained(tmp_path / "alone")
+    pipe.restore()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        pipe.save_pretrained(tmp_path / "base_again")
+        pipe.set_methods([StandIn(str(adapter(tmp_path / "routers", "routers")))])
+        pipe.save_pretrained(tmp_path / "untouched")
+        pipe.set_methods([StandIn(str(tmp_path / "adapter"))])
+        save_merged(pipe, tmp_path / "merged")

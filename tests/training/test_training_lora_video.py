@@ -17,6 +17,7 @@ from fastdit.attention.kernel import SparseKernel
 from fastdit.evaluation.intervals import bootstrap
 from fastdit.methods.base import Method
 from fastdit.pipelines import accelerate
+from fastdit.training.curves import read_rows
 from fastdit.training.data import open_samples
 from fastdit.training.learner import call
 
@@ -75,6 +76,12 @@ def test_a_lora_on_longer_clips_loads_into_diffusers_and_changes_what_comes_out(
         after = wanted(pipe.transformer)
     assert (after - before).abs().max() > 1e-3
     assert_close(after, wanted(accelerated(made, methods)))
+
+
+def test_the_share_of_all_macs_that_the_mask_leaves_is_logged(tmp_path, samples, path):
+    longer(tmp_path, samples, RADIAL, steps=1).run()
+    executed = read_rows(tmp_path)[0]["executed"]
+    assert 0 < executed < 1 if sdpa.SHORT_SEQUENCE == 0 else executed == 1  # under a mask all is computed
 
 
 def accelerated(made, methods):

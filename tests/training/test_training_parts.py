@@ -242,16 +242,9 @@ def test_validation_is_the_same_for_any_batch_and_free_of_noise(tmp_path):
     assert run.validation.measure()["routed"] < 1
 
 
-@pytest.mark.parametrize(
-    ("method", "make", "low", "high"),
-    [
-        ("dense", pixart, 1, 1),
-        ("flexdit:pooling=1,modules=0", pixart, 0.3, 0.99),
-        ("radial_attention:decay=0.2,dense_share=0", wan, 0.3, 0.99),
-    ],
-)
-def test_the_executed_share_of_all_macs_is_logged(tmp_path, method, make, low, high):
-    train(tmp_path, method, make=make, log_every=2, validate=1, validate_every=3)
+@pytest.mark.parametrize(("method", "low", "high"), [("dense", 1, 1), ("flexdit:pooling=1,modules=0", 0.3, 0.99)])
+def test_the_executed_share_of_all_macs_is_logged(tmp_path, method, low, high):
+    train(tmp_path, method, log_every=2, validate=1, validate_every=3)
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     found = [row["executed"] for row in rows if "executed" in row]
     assert len(found) == 2 and all(low <= share <= high for share in found), found

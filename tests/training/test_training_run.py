@@ -94,9 +94,7 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_checkpoint(tmp_path, 
 def test_gradients_that_are_no_numbers_stop_as_well(tmp_path):
     broken = session(tmp_path)
     next(iter(broken.trained.values())).register_hook(lambda gradient: gradient * math.nan)
-    with pytest.raises(
-        RuntimeError, match="step 1: norm of the gradients nan; no checkpoint had been written yet .--save-every 10m"
-    ):
+    with pytest.raises(RuntimeError, match="step 1: norm of the gradients nan; no checkpoint had been written yet"):
         broken.run()
 
 

@@ -1,7 +1,7 @@
 """DyDiT: heads and feed-forward channels by the timestep, feed-forward tokens by their content; trained."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from fastdit.methods.base import Method, checked_count, option, register_method
 from fastdit.methods.runtime import Host, Runtime
@@ -21,7 +21,7 @@ class DyDiT(TrainedMethod):
     """
 
     name = "dydit"
-    when_training = frozenset({"route"})
+    when_training: ClassVar[frozenset[str]] = frozenset({"route"})
     summary = "trained: heads and channels by the timestep, feed-forward tokens by their content, really left out"
 
     checkpoint: str | None = option(
@@ -94,11 +94,12 @@ class DyDiT(TrainedMethod):
 
     @property
     def needs(self) -> frozenset[str]:
-        width = self.route in ("all", "width") or self.heads < 1 or self.channels < 1
-        halves = {"batched_guidance"} if self.uses_guidance else set()
-        return halves | frozenset(
-            ({"dynamic_width"} if width else set()) | ({"dynamic_tokens"} if self.route != "width" else set())
-        )
+        needs = {"dynamic_tokens"} if self.route != "width" else set()
+        if self.route in ("all", "width") or self.heads < 1 or self.channels < 1:
+            needs.add("dynamic_width")
+        if self.uses_guidance:
+            needs.add("batched_guidance")
+        return frozenset(needs)
 
     def clash(self, other: Method) -> str | None:
         if isinstance(other, DyDiT):
