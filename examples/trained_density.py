@@ -1,6 +1,6 @@
 """A trained method on the bundled model: DyDiT with the weights that ship with the package, and dense beside it.
 
-    python examples/trained_density.py
+python examples/trained_density.py
 """
 
 import torch
