@@ -138,7 +138,7 @@ def test_listed_prompts_hold_red_apple(monkeypatch, capsys):
 BAD = [
     (
         ("generate", "x", "-m", "nonsense"),
-        "unknown method 'nonsense'; known: block_streaming, linear_proportional_leap",
+        "unknown method 'nonsense'; known: block_streaming, dydit, flexdit, linear_proportional_leap",
     ),
     (("generate", "x", "-m", "token_merging:denisty=0.5"), "token_merging has no option 'denisty'; it has: density"),
     (("generate", "x", "-m", "token_merging:density=0"), "density must lie in (0, 1], got 0"),

@@ -174,7 +174,7 @@ def test_frame_counts_follow_the_vae():
 
 def test_runs_take_turns_and_only_the_first_of_each_is_kept():
     class Pipe:
-        done, fast = [], True
+        done, fast, methods = [], True, ()
 
         def set_progress_bar_config(self, **_): ...
 
