@@ -25,6 +25,7 @@ from fastdit.methods.runtime import Forward, Host
 from fastdit.ops.gates import gumbel_gates, open_gates, share_of_rows, with_first_open
 
 OPEN = DyDiTPlan("open")
+ALL_OPEN = "every gate was open: its routers are hardly trained"
 
 
 class DyDiTRuntime:
@@ -244,7 +245,8 @@ class DyDiTRuntime:
             block.by_projection = not wrappers or wrappers[index].tokens is None
         spared, density, tokens = self.account.settle(self.plan_done)
         opened = density == 1 and self.plan_done.form == "slice" and not self.report.density_below(1)
-        self.report.reason = "every gate was open: its routers are hardly trained" if opened else ""
+        if opened or self.report.reason == ALL_OPEN:  # a later step may close some; other reasons are not ours
+            self.report.reason = ALL_OPEN if opened else ""
         self.report.correct(len(self.blocks), density - self.account.planned)
         if tokens is not None:
             self.report.note += f", {tokens:.0%} of tokens"
